@@ -1,0 +1,146 @@
+"""Every knob of the service, its default and its unit.
+
+Arguments in ``serve_config.yaml`` win over environment variables of the same name (in capitals), which win over these
+defaults. Secrets come by environment alone. Each program reads its settings once, at start.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from circles.detectors import DetectorName, default_min_score
+
+Score = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+def _check_database_url(url: str) -> str:
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise ValueError(f"not a database URL: {error}") from error
+    if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
+        raise ValueError("only SQLite in a file is supported, as in sqlite:///data/db.sqlite3")
+    return url
+
+
+def _check_storage_url(url: str) -> str:
+    if not url.startswith("file:") or not url.removeprefix("file:"):
+        raise ValueError("only a local folder is supported, as in file:data/images")
+    return url
+
+
+class Settings(BaseSettings):
+    """What the service may be told; the description of each field is its documentation."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", env_ignore_empty=True, use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+    mode: Literal["real", "dummy"] = "real"
+    """`dummy`: fixed detections, no detector replicas; `real`: the detector deployment."""
+
+    model_name: str = "circle-detector"
+    """Name under which inference protocols know the detector."""
+
+    detector: DetectorName = "hough"
+    """Which detector the replicas load: `hough` (OpenCV) or `dummy` (fixed answers, from real replicas)."""
+
+    min_score: Score | None = None
+    """Score from which objects are answered; unset: the detector's own. `user_config` changes it without a restart."""
+
+    store_min_score: Score = 0.1
+    """Floor below which objects are not kept."""
+
+    detection_timeout_s: float = Field(default=10.0, gt=0)
+    """Seconds an upload waits for the detector; then it becomes pending."""
+
+    max_in_flight: int = Field(default=64, ge=1)
+    """Uploads worked on at once by one ingress replica; more are answered 429."""
+
+    max_pending: int = Field(default=1000, ge=0)
+    """Pictures that may wait for detection in the whole service; more are answered 429."""
+
+    database_url: Annotated[str, AfterValidator(_check_database_url)] = "sqlite:///data/db.sqlite3"
+    """Where the rows are; `sqlite:///` and a path."""
+
+    storage_url: Annotated[str, AfterValidator(_check_storage_url)] = "file:data/images"
+    """Where the uploaded bytes are; `file:` and a folder."""
+
+    max_upload_bytes: int = Field(default=25 * 2**20, ge=1)
+    """Largest picture file, in bytes."""
+
+    max_image_pixels: int = Field(default=50_000_000, ge=1)
+    """Largest picture, in pixels; checked in its header."""
+
+    api_keys: SecretStr = SecretStr("")
+    """Comma-separated keys; when set, all but the open routes want one of them."""
+
+    reconcile_period_s: float = Field(default=10.0, gt=0)
+    """Seconds between two looks for pending pictures; those of this replica are also taken up at once."""
+
+    orphan_grace_s: float = Field(default=3600.0, ge=0)
+    """Age in seconds from which a stored file that no row names is removed."""
+
+    detector_min_replicas: int = Field(default=1, ge=0)
+    """Fewest detector replicas; 0 lets the detector sleep when idle."""
+
+    detector_max_replicas: int = Field(default=2, ge=1)
+    """Most detector replicas."""
+
+    detector_num_cpus: float = Field(default=0.9, gt=0)
+    """Cores that Ray reserves for one detector replica."""
+
+    detector_threads: int = Field(default=1, ge=1)
+    """Threads that one detector replica computes with (OpenCV, torch)."""
+
+    detector_batch_size: int = Field(default=8, ge=1)
+    """Most pictures detected in one call."""
+
+    detector_batch_wait_s: float = Field(default=0.0, ge=0)
+    """Seconds a batch waits to fill up; 0 takes what is there."""
+
+    ingress_num_cpus: float = Field(default=0.2, ge=0)
+    """Cores that Ray reserves for the ingress replica."""
+
+    @model_validator(mode="after")
+    def _check_replicas(self) -> Self:
+        if self.detector_min_replicas > self.detector_max_replicas:
+            raise ValueError(
+                f"detector_min_replicas ({self.detector_min_replicas}) is above "
+                f"detector_max_replicas ({self.detector_max_replicas})"
+            )
+        return self
+
+    @property
+    def database_path(self) -> Path:
+        """The SQLite file."""
+        return Path(str(make_url(self.database_url).database))
+
+    @property
+    def storage_path(self) -> Path:
+        """The folder of the uploaded files."""
+        return Path(self.storage_url.removeprefix("file:"))
+
+    @property
+    def default_min_score(self) -> float:
+        """The score from which objects are answered when neither the query nor `user_config` names one."""
+        if self.min_score is not None:
+            return self.min_score
+        return default_min_score("dummy" if self.mode == "dummy" else self.detector)
+
+    @property
+    def api_key_list(self) -> list[str]:
+        """The keys one by one; empty when the service is open."""
+        return [key for key in (part.strip() for part in self.api_keys.get_secret_value().split(",")) if key]
+
+    def public(self) -> dict[str, str | int | float | None]:
+        """All settings but secrets, flat."""
+        return {
+            **self.model_dump(exclude={"api_keys"}),
+            "database_url": make_url(self.database_url).render_as_string(hide_password=True),
+            "min_score": self.default_min_score,
+        }

@@ -1,0 +1,1 @@
+"""Where pictures and what was found in them are kept, durably."""

@@ -1,0 +1,200 @@
+"""RecordBook: an image's file and its rows as one promise.
+
+The file is durable before the row that names it is committed, and goes only after that row went, so a row always has
+its file. What a crash leaves in between is a file that no row names, and a sweep removes it after a grace age. Every
+attempt at an upload writes a file of its own, so neither a retry, a sweep nor a DELETE can take away bytes that
+somebody was told are safe.
+"""
+
+import hashlib
+import threading
+from collections.abc import Collection
+from datetime import UTC, datetime
+
+from circles.detection import ImageDetections
+from circles.errors import NotFoundError, OverloadedError
+from circles.imaging import ImageHeader
+from circles.storage.database import Database, ImagePage, ImageRecord, ObjectRecord, Status, object_records
+from circles.storage.images import ImageStore
+
+_SWEEP_BATCH = 500
+
+
+def image_id_of(image_bytes: bytes) -> str:
+    """The id under which these bytes are kept: their SHA-256, 64 lower-case hex digits."""
+    return hashlib.sha256(image_bytes).hexdigest()
+
+
+class RecordBook:
+    """Images with their bytes and objects. Calls block, and may come from many threads at once.
+
+    Methods raise DatabaseUnavailableError, StorageUnavailableError and StorageFullError as their parts do.
+    """
+
+    def __init__(self, images: ImageStore, database: Database, max_pending: int) -> None:
+        """
+        Args:
+            max_pending: How many images may wait for detection; more are refused.
+        """
+        self._images = images
+        self._database = database
+        self._max_pending = max_pending
+        # Keys written here whose row is still to come: a sweep lets them be, whatever their age.
+        self._staged_keys: set[str] = set()
+        self._staged_lock = threading.Lock()
+
+    def stage(self, image_id: str, image_bytes: bytes) -> str:
+        """The storage key of the bytes, now durable; to be given to ``commit`` or ``discard``."""
+        key = self._images.new_key(image_id)
+        with self._staged_lock:
+            self._staged_keys.add(key)
+        try:
+            self._images.save(key, image_bytes)
+        except BaseException:
+            self._unstage(key)
+            raise
+        return key
+
+    def discard(self, key: str) -> None:
+        """Removes staged bytes that get no row."""
+        self._unstage(key)
+        self._images.delete(key)
+
+    def commit(
+        self,
+        image_id: str,
+        key: str,
+        header: ImageHeader,
+        size_bytes: int,
+        filename: str | None,
+        found: ImageDetections | None,
+    ) -> tuple[ImageRecord, bool]:
+        """Makes staged bytes an image: done with what was ``found``, pending when that is None.
+
+        When another attempt at the same bytes came first, that one stays and this attempt's file goes.
+
+        Returns:
+            The image as it now is, and whether this call made it.
+
+        Raises:
+            BacklogFullError: It would be pending and there is no room; the staged bytes are removed.
+        """
+        record = ImageRecord(
+            image_id=image_id,
+            storage_key=key,
+            filename=filename,
+            media_type=header.media_type,
+            width=header.width,
+            height=header.height,
+            size_bytes=size_bytes,
+            created_at=datetime.now(UTC),
+            status="pending" if found is None else "done",
+            error=None,
+            detector=None if found is None else found.detector,
+            objects=() if found is None else object_records(image_id, found.detections),
+        )
+        try:
+            while not self._database.add(record, self._max_pending):
+                earlier = self._database.find(image_id)
+                # None: deleted between our two looks, so the place is free again.
+                if earlier is not None:
+                    self._images.delete(key)
+                    return earlier, False
+        except OverloadedError:
+            self._images.delete(key)
+            raise
+        finally:
+            # After any other error it is not known whether the row was written: the file stays until a sweep, which
+            # asks the database, finds that no row names it.
+            self._unstage(key)
+        return record, True
+
+    def find(self, image_id: str) -> ImageRecord | None:
+        """The image with its objects, None when there is none."""
+        return self._database.find(image_id)
+
+    def get(self, image_id: str) -> ImageRecord:
+        """The image with its objects.
+
+        Raises:
+            NotFoundError: There is none of this id.
+        """
+        record = self._database.find(image_id)
+        if record is None:
+            raise NotFoundError(f"there is no image {image_id}")
+        return record
+
+    def get_object(self, image_id: str, object_id: str) -> ObjectRecord:
+        """One object of an image.
+
+        Raises:
+            NotFoundError: There is no such image, or no such object in it.
+        """
+        stored = self._database.find_object(image_id, object_id)
+        if stored is None:
+            raise NotFoundError(f"there is no object {object_id} in an image {image_id}")
+        return stored
+
+    def load(self, record: ImageRecord) -> bytes:
+        """The image's bytes as they were uploaded.
+
+        Raises:
+            NotFoundError: The image was deleted meanwhile.
+        """
+        return self._images.load(record.storage_key)
+
+    def page(self, limit: int, cursor: str | None, status: Status | None, min_score: float) -> ImagePage:
+        """Some images, newest first; see ``Database.page``."""
+        return self._database.page(limit, cursor, status, min_score)
+
+    def pending(self, limit: int, excluded_ids: Collection[str] = ()) -> list[ImageRecord]:
+        """Images that wait for detection, oldest first."""
+        return self._database.pending(limit, excluded_ids)
+
+    def finish(self, record: ImageRecord, found: ImageDetections) -> bool:
+        """Writes down what was found; False when this upload is no longer there."""
+        return self._database.finish(record.image_id, record.storage_key, found)
+
+    def fail(self, record: ImageRecord, reason: str) -> bool:
+        """Writes down that nothing can be detected, and why; False when this upload is no longer there."""
+        return self._database.fail(record.image_id, record.storage_key, reason)
+
+    def delete(self, image_id: str) -> None:
+        """Removes rows and file.
+
+        Raises:
+            NotFoundError: There is none of this id.
+        """
+        key = self._database.delete(image_id)
+        if key is None:
+            raise NotFoundError(f"there is no image {image_id}")
+        self._images.delete(key)
+
+    def sweep(self, grace_s: float) -> int:
+        """Removes files of at least this age that no row names, and no upload in progress wrote; how many."""
+        old_keys = list(self._images.keys_older_than(grace_s))
+        removed = 0
+        for start in range(0, len(old_keys), _SWEEP_BATCH):
+            keys = old_keys[start : start + _SWEEP_BATCH]
+            # The staged keys are read before the rows: a key that leaves the set in between has its row by then.
+            with self._staged_lock:
+                staged = set(self._staged_keys)
+            orphans = set(keys) - staged - self._database.named_keys(keys)
+            for key in orphans:
+                self._images.delete(key)
+            removed += len(orphans)
+        return removed
+
+    def check_database(self) -> str:
+        """Says ok when the database can be read and written."""
+        self._database.check()
+        return "ok"
+
+    def check_images(self) -> str:
+        """Says ok when files can be written durably."""
+        self._images.check()
+        return "ok"
+
+    def _unstage(self, key: str) -> None:
+        with self._staged_lock:
+            self._staged_keys.discard(key)

@@ -1,0 +1,58 @@
+"""The HTTP application around one replica's services. It knows no Serve, so tests can call it in their own process."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import APIRouter, FastAPI
+
+import circles
+from deployments.middleware import (
+    ApiKeyMiddleware,
+    CanonicalPathMiddleware,
+    InternalErrorMiddleware,
+    RequestIdMiddleware,
+)
+from deployments.problems import install_problem_handlers
+from deployments.routes import images, objects, system
+from deployments.services import Services
+
+_API_PREFIX = "/api/v1"
+_OPEN_PATHS = ("/health", "/ready", "/", "/docs", "/openapi.json")
+
+
+def create_api(services: Services, *, is_behind_serve: bool) -> FastAPI:
+    """The application of one replica; it runs the services while it runs.
+
+    Args:
+        services: What the routes work with.
+        is_behind_serve: Whether Ray Serve stands in front; it then writes the request id into responses.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with services.running():
+            yield
+
+    app = FastAPI(
+        title="Circle detection",
+        description="Finds circular objects in photographs. Every /api/v1 path also answers without that prefix.",
+        version=circles.__version__,
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    app.state.services = services
+    api = APIRouter()
+    for router in (images.router, objects.router, system.router):
+        api.include_router(router)
+    app.include_router(api, prefix=_API_PREFIX)
+    app.include_router(api, include_in_schema=False)
+    app.include_router(system.bare_router)
+    install_problem_handlers(app)
+
+    collections = [prefix + images.COLLECTION_PATH for prefix in ("", _API_PREFIX)]
+    # The one added last meets a request first.
+    app.add_middleware(ApiKeyMiddleware, api_keys=services.settings.api_key_list, open_paths=_OPEN_PATHS)
+    app.add_middleware(CanonicalPathMiddleware, paths_with_slash=collections)
+    app.add_middleware(InternalErrorMiddleware)
+    app.add_middleware(RequestIdMiddleware, is_behind_serve=is_behind_serve)
+    return app

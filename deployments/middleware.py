@@ -1,0 +1,126 @@
+"""What every request passes before it reaches a route: its id, its path in one form, its key, and a net below."""
+
+import hashlib
+import hmac
+import logging
+import re
+import uuid
+from collections.abc import Collection
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deployments.problems import problem_document, problem_response, request_id_of
+
+logger = logging.getLogger("ray.serve")
+
+_REQUEST_ID_HEADER = "X-Request-ID"
+_SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+
+
+class RequestIdMiddleware:
+    """Gives every request an id, the client's own if it sent a sane one, and tells it in the response.
+
+    Ray Serve writes the header into every response already, with whatever the client sent. So this one adds it only
+    where Serve is not, or where the client's id is not one that should be repeated as ours.
+    """
+
+    def __init__(self, app: ASGIApp, is_behind_serve: bool) -> None:
+        self._app = app
+        self._is_behind_serve = is_behind_serve
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        sent = Headers(scope=scope).get(_REQUEST_ID_HEADER, "")
+        is_sane = _SANE_REQUEST_ID.fullmatch(sent) is not None
+        request_id = sent if is_sane else str(uuid.uuid4())
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start" and not (is_sane and self._is_behind_serve):
+                MutableHeaders(scope=message)[_REQUEST_ID_HEADER] = request_id
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
+
+
+class CanonicalPathMiddleware:
+    """Makes a trailing slash matter never: the path gets the form in which a route was declared."""
+
+    def __init__(self, app: ASGIApp, paths_with_slash: Collection[str]) -> None:
+        self._app = app
+        self._paths_with_slash = frozenset(paths_with_slash)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            path = scope["path"].rstrip("/") + "/"
+            scope["path"] = path if path in self._paths_with_slash else path.rstrip("/") or "/"
+        await self._app(scope, receive, send)
+
+
+class ApiKeyMiddleware:
+    """Lets only those in who show a key, but for the open paths; without keys the service is open.
+
+    Keys are compared by their hashes: in constant time, and without a readable key in memory.
+    """
+
+    def __init__(self, app: ASGIApp, api_keys: Collection[str], open_paths: Collection[str]) -> None:
+        self._app = app
+        self._key_hashes = [_hash(key) for key in api_keys]
+        self._open_paths = frozenset(open_paths)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if (
+            not self._key_hashes
+            or scope["type"] != "http"
+            or scope["path"] in self._open_paths
+            or self._is_known(scope)
+        ):
+            await self._app(scope, receive, send)
+            return
+        detail = "this service wants a key: X-API-Key, or Authorization: Bearer"
+        document = problem_document(401, "Unauthorized", detail, scope["path"], request_id_of(scope))
+        await problem_response(scope, document, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
+
+    def _is_known(self, scope: Scope) -> bool:
+        headers = Headers(scope=scope)
+        scheme, _, token = headers.get("Authorization", "").partition(" ")
+        sent = headers.get("X-API-Key") or (token.strip() if scheme.lower() == "bearer" else "")
+        sent_hash = _hash(sent)
+        matches = [hmac.compare_digest(sent_hash, key_hash) for key_hash in self._key_hashes]
+        return any(matches)
+
+
+class InternalErrorMiddleware:
+    """The net below: an error that nobody foresaw is logged with its traceback, and answered without it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_started = False
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal is_started
+            is_started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_and_note)
+        except ClientDisconnect:
+            return  # nobody is left to answer
+        except Exception:
+            if scope["type"] != "http" or is_started:
+                raise  # too late for an answer: the connection is cut, which tells the client as much
+            request_id = request_id_of(scope)
+            logger.exception("%s %s stumbled (request %s)", scope["method"], scope["path"], request_id)
+            detail = "the service made a mistake; its log tells more under this request id"
+            document = problem_document(500, "Internal error", detail, scope["path"], request_id)
+            await problem_response(scope, document, {})(scope, receive, send)
+
+
+def _hash(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()

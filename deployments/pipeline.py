@@ -1,0 +1,130 @@
+"""ImagePipeline: the way of a picture from its bytes to a durable record, and the work that is finished later."""
+
+import asyncio
+import contextvars
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar
+
+import anyio.to_thread
+
+from circles.detection import ImageDetections
+from circles.errors import DetectionFailedError, DetectorUnavailableError, ImageError
+from circles.imaging import read_header
+from circles.settings import Settings
+from circles.storage.database import ImageRecord
+from circles.storage.records import RecordBook, image_id_of
+from deployments.async_detectors import AsyncDetector
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True, slots=True)
+class Uploaded:
+    """The record of an upload, and whether this upload made it (or one of the same bytes before it)."""
+
+    record: ImageRecord
+    is_new: bool
+
+
+class ImagePipeline:
+    """Stores, detects, records.
+
+    What it begins it finishes, also when the client goes away meanwhile: the work runs in a task of its own.
+    """
+
+    def __init__(
+        self, book: RecordBook, detector: AsyncDetector, settings: Settings, on_pending: Callable[[], None]
+    ) -> None:
+        """
+        Args:
+            on_pending: Called when a picture became pending.
+        """
+        self._book = book
+        self._detector = detector
+        self._settings = settings
+        self._on_pending = on_pending
+
+    async def upload(self, image_bytes: bytes, filename: str | None, respond_async: bool) -> Uploaded:
+        """Keeps a picture and what is in it; durable on return.
+
+        With ``respond_async``, or when no detector answers in time, the record is pending and the reconciler's.
+
+        Raises:
+            ImageError: The picture is at fault; nothing is kept.
+            OverloadedError: It would be pending and the backlog is full; nothing is kept.
+            UnavailableError: Storage or database are away.
+        """
+        image_id, header = await _in_thread(self._identify, image_bytes)
+        earlier = await _in_thread(self._book.find, image_id)
+        if earlier is not None:
+            return Uploaded(earlier, is_new=False)
+        staging = asyncio.create_task(_in_thread(self._book.stage, image_id, image_bytes))
+        try:
+            found = None if respond_async else await self._detect_or_none(image_bytes)
+        except BaseException:
+            await self._book_discard(staging)
+            raise
+        key = await staging
+        record, is_new = await _in_thread(self._book.commit, image_id, key, header, len(image_bytes), filename, found)
+        if is_new and found is None:
+            self._on_pending()
+        return Uploaded(record, is_new)
+
+    async def detect_again(self, image_id: str) -> ImageRecord:
+        """Detects anew in a stored picture and replaces what was known.
+
+        Raises:
+            NotFoundError: There is no such image.
+            DetectionFailedError, DetectorUnavailableError: The detector failed; what was known stays.
+            UnavailableError: Storage or database are away.
+        """
+        record = await _in_thread(self._book.get, image_id)
+        await self.finish(record)
+        return await _in_thread(self._book.get, image_id)
+
+    async def finish(self, record: ImageRecord) -> None:
+        """Detects in a stored picture and writes down the outcome; raises as ``detect_again``."""
+        image_bytes = await _in_thread(self._book.load, record)
+        try:
+            found = await self._detect_in_time(image_bytes)
+        except ImageError as error:
+            await _in_thread(self._book.fail, record, error.detail)
+        else:
+            await _in_thread(self._book.finish, record, found)
+
+    def _identify(self, image_bytes: bytes) -> tuple[str, Any]:
+        return image_id_of(image_bytes), read_header(image_bytes, self._settings.max_image_pixels)
+
+    async def _detect_or_none(self, image_bytes: bytes) -> ImageDetections | None:
+        try:
+            return await self._detect_in_time(image_bytes)
+        except (DetectorUnavailableError, DetectionFailedError):
+            return None
+
+    async def _detect_in_time(self, image_bytes: bytes) -> ImageDetections:
+        timeout_s = self._settings.detection_timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._detector.detect(image_bytes)
+        except TimeoutError as error:
+            raise DetectorUnavailableError(f"no detector answered within {timeout_s:g} s") from error
+
+    async def _book_discard(self, staging: "asyncio.Task[str]") -> None:
+        await asyncio.wait([staging])
+        if staging.exception() is None:
+            await _in_thread(self._book.discard, staging.result())
+
+
+def detached(work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
+    """Runs work that a disconnecting client must not stop halfway.
+
+    In a context of its own: Ray Serve ends the handle calls of a request whose client went away, and it knows them by
+    the context they were made in.
+    """
+    return asyncio.create_task(work, context=contextvars.Context())
+
+
+async def _in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    return await anyio.to_thread.run_sync(lambda: function(*args, **kwargs))

@@ -1,0 +1,46 @@
+"""Readiness: every part really tried, at most once in a while, and never for long."""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import anyio.to_thread
+
+from circles.errors import CirclesError
+
+_CACHE_S = 2.0
+_CHECK_TIMEOUT_S = 5.0
+
+
+class Readiness:
+    """Runs named checks and remembers their outcome for a moment, so that probes cost next to nothing."""
+
+    def __init__(self, checks: dict[str, Callable[[], str]]) -> None:
+        """
+        Args:
+            checks: Blocking checks by what they look at; each returns its state or raises CirclesError.
+        """
+        self._checks = checks
+        self._lock = asyncio.Lock()
+        self._checked_at = float("-inf")
+        self._is_ready = False
+        self._states: dict[str, str] = {}
+
+    async def states(self) -> tuple[bool, dict[str, str]]:
+        """Whether all is well, and each check's state or what is wrong."""
+        async with self._lock:
+            if time.monotonic() - self._checked_at >= _CACHE_S:
+                outcomes = await asyncio.gather(*(self._try(check) for check in self._checks.values()))
+                self._states = {name: state for name, (_, state) in zip(self._checks, outcomes, strict=True)}
+                self._is_ready = all(is_well for is_well, _ in outcomes)
+                self._checked_at = time.monotonic()
+            return self._is_ready, self._states
+
+    async def _try(self, check: Callable[[], str]) -> tuple[bool, str]:
+        try:
+            async with asyncio.timeout(_CHECK_TIMEOUT_S):
+                return True, await anyio.to_thread.run_sync(check, abandon_on_cancel=True)
+        except TimeoutError:
+            return False, f"did not answer within {_CHECK_TIMEOUT_S:g} s"
+        except CirclesError as error:
+            return False, error.detail

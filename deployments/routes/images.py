@@ -1,0 +1,227 @@
+"""Images: upload, list, look at, detect again, delete."""
+
+import asyncio
+from http import HTTPStatus
+from typing import Annotated, Any
+
+import anyio.to_thread
+from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi.responses import JSONResponse
+from starlette.datastructures import UploadFile
+
+from circles.drawing import draw_detections
+from circles.errors import CirclesError
+from circles.imaging import decode_image, encode_jpeg
+from circles.storage.database import ImageRecord, Status
+from deployments.pipeline import Uploaded, detached
+from deployments.problems import RequestError, problem_document, problem_of, request_id_of
+from deployments.schemas import BatchBody, BatchResult, ImageBody, ImageListBody, ImageListItem, ProblemBody
+from deployments.services import MinScoreParameter, Services, ServicesParameter
+from deployments.uploads import MAX_BATCH_FILES, Upload, open_batch, read_file, read_upload
+
+router = APIRouter(tags=["images"])
+
+COLLECTION_PATH = "/images/"  # the one path that is declared with a slash at its end, as the contract has it
+
+ImageId = Annotated[str, Path(description="SHA-256 of the uploaded bytes")]
+
+_BATCH_CONCURRENCY = 4
+
+_PROBLEM = {"model": ProblemBody, "content": {"application/problem+json": {}}}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI's description of problem answers with these status codes."""
+    return {status: {**_PROBLEM, "description": HTTPStatus(status).phrase} for status in statuses}
+
+
+_BINARY = {"type": "string", "format": "binary"}
+_UPLOAD_BODY = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {"type": "object", "required": ["file"], "properties": {"file": _BINARY}},
+        },
+        "image/*": {"schema": _BINARY},
+    },
+}
+_BATCH_SCHEMA = {
+    "type": "object",
+    "required": ["files"],
+    "properties": {"files": {"type": "array", "items": _BINARY, "minItems": 1, "maxItems": MAX_BATCH_FILES}},
+}
+
+
+@router.post(
+    COLLECTION_PATH,
+    status_code=201,
+    response_model=ImageBody,
+    responses={
+        200: {"model": ImageBody, "description": "These bytes are here already"},
+        202: {"model": ImageBody, "description": "Kept; detection will follow"},
+        **problems(400, 413, 415, 422, 429, 503, 507),
+    },
+    openapi_extra={"requestBody": _UPLOAD_BODY},
+)
+async def upload_image(
+    request: Request,
+    services: ServicesParameter,
+    min_score: MinScoreParameter,
+    prefer: Annotated[str, Header(description="respond-async: answer before detection")] = "",
+) -> JSONResponse:
+    """Stores a picture, detects circles in it, records both, and answers what was found."""
+    is_async = "respond-async" in (part.strip().lower() for part in prefer.replace(";", ",").split(","))
+    uploaded = await _upload(request, services, is_async)
+    headers = {"Location": f"{request.url.path.rstrip('/')}/{uploaded.record.image_id}"}
+    if is_async:
+        headers["Preference-Applied"] = "respond-async"
+    return _json(_status(uploaded), ImageBody.of(uploaded.record, min_score), headers)
+
+
+@router.post(
+    "/images/batch",
+    responses=problems(400, 413, 415, 429),
+    openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _BATCH_SCHEMA}}}},
+)
+async def upload_batch(request: Request, services: ServicesParameter, min_score: MinScoreParameter) -> BatchBody:
+    """Stores up to 64 pictures; one bad file never spoils the others."""
+    slot = services.admission.enter()
+    try:
+        async with open_batch(request, services.settings.max_upload_bytes) as files:
+            turn = asyncio.Semaphore(_BATCH_CONCURRENCY)
+
+            async def result(file: UploadFile) -> BatchResult:
+                async with turn:
+                    return await _batch_result(request, services, min_score, file)
+
+            return BatchBody(results=await asyncio.gather(*(result(file) for file in files)))
+    finally:
+        slot.release()
+
+
+@router.get(COLLECTION_PATH, responses=problems(422))
+async def list_images(
+    services: ServicesParameter,
+    min_score: MinScoreParameter,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, Query(description="next_cursor of the page before")] = None,
+    status: Annotated[Status | None, Query()] = None,
+) -> ImageListBody:
+    """Images without their objects, newest first."""
+    try:
+        page = await anyio.to_thread.run_sync(services.book.page, limit, cursor, status, min_score)
+    except ValueError as error:
+        raise RequestError(422, "Bad parameter", f"query.cursor: {error}") from error
+    return ImageListBody(
+        items=[ImageListItem.of(record, min_score, count) for record, count in page.items],
+        next_cursor=page.next_cursor,
+    )
+
+
+@router.get("/images/{image_id}", responses=problems(404))
+async def get_image(image_id: ImageId, services: ServicesParameter, min_score: MinScoreParameter) -> ImageBody:
+    """One image with its objects."""
+    record = await anyio.to_thread.run_sync(services.book.get, image_id)
+    return ImageBody.of(record, min_score)
+
+
+@router.delete("/images/{image_id}", status_code=204, responses=problems(404))
+async def delete_image(image_id: ImageId, services: ServicesParameter) -> None:
+    """Removes file, row and objects."""
+    await anyio.to_thread.run_sync(services.book.delete, image_id)
+
+
+@router.post("/images/{image_id}/detection", responses=problems(404, 500, 503))
+async def detect_again(image_id: ImageId, services: ServicesParameter, min_score: MinScoreParameter) -> ImageBody:
+    """Detects again with the detector now running."""
+    slot = services.admission.enter()
+    work = detached(services.pipeline.detect_again(image_id))
+    work.add_done_callback(lambda _: slot.release())
+    return ImageBody.of(await asyncio.shield(work), min_score)
+
+
+@router.get(
+    "/images/{image_id}/content",
+    response_class=Response,
+    responses={200: {"content": {"image/*": {}}}, 304: {"description": "Not Modified"}, **problems(404)},
+)
+async def get_content(
+    image_id: ImageId, services: ServicesParameter, if_none_match: Annotated[str, Header()] = ""
+) -> Response:
+    """The bytes as they were uploaded."""
+    record = await anyio.to_thread.run_sync(services.book.get, image_id)
+    etag = f'"{record.image_id}"'
+    # Bytes under an id never change, so a cache may keep them; only a client's own, since a key may be wanted here.
+    headers = {
+        "ETag": etag,
+        "Cache-Control": "private, max-age=31536000, immutable",
+        "X-Content-Type-Options": "nosniff",
+    }
+    known = {part.strip().removeprefix("W/") for part in if_none_match.split(",")}
+    if etag in known or "*" in known:
+        return Response(status_code=304, headers=headers)
+    image_bytes = await anyio.to_thread.run_sync(services.book.load, record)
+    return Response(image_bytes, media_type=record.media_type, headers=headers)
+
+
+@router.get(
+    "/images/{image_id}/annotated",
+    response_class=Response,
+    responses={200: {"content": {"image/jpeg": {}}}, **problems(404, 409)},
+)
+async def get_annotated(image_id: ImageId, services: ServicesParameter, min_score: MinScoreParameter) -> Response:
+    """The picture with its circles drawn."""
+    record = await anyio.to_thread.run_sync(services.book.get, image_id)
+    if record.status != "done":
+        raise RequestError(409, "Nothing to draw", f"detection in this image is {record.status}")
+    async with services.drawing_turn:
+        jpeg = await anyio.to_thread.run_sync(_annotated_jpeg, services, record, min_score)
+    return Response(jpeg, media_type="image/jpeg", headers={"X-Content-Type-Options": "nosniff"})
+
+
+async def _upload(request: Request, services: Services, is_async: bool) -> Uploaded:
+    """The request's file, uploaded within the admission's limit; the slot is held until the work ends."""
+    slot = services.admission.enter()
+    try:
+        upload = await read_upload(request, services.settings.max_upload_bytes)
+    except BaseException:
+        slot.release()
+        raise
+    work = detached(services.pipeline.upload(upload.image_bytes, upload.filename, is_async))
+    work.add_done_callback(lambda _: slot.release())
+    return await asyncio.shield(work)
+
+
+async def _batch_result(request: Request, services: Services, min_score: float, file: UploadFile) -> BatchResult:
+    filename = file.filename
+    instance, request_id = request.url.path, request_id_of(request.scope)
+    try:
+        upload: Upload = await read_file(file, services.settings.max_upload_bytes)
+        filename = upload.filename
+        work = detached(services.pipeline.upload(upload.image_bytes, filename, respond_async=False))
+        uploaded = await asyncio.shield(work)
+    except RequestError as error:
+        document = problem_document(error.status, error.title, error.detail, instance, request_id)
+    except CirclesError as error:
+        document, _ = problem_of(error, instance, request_id)
+    else:
+        image = ImageBody.of(uploaded.record, min_score)
+        return BatchResult(filename=filename, status=_status(uploaded), image=image)
+    problem = ProblemBody.model_validate(document)
+    return BatchResult(filename=filename, status=problem.status, problem=problem)
+
+
+def _status(uploaded: Uploaded) -> int:
+    if not uploaded.is_new:
+        return 200
+    return 202 if uploaded.record.status == "pending" else 201
+
+
+def _annotated_jpeg(services: Services, record: ImageRecord, min_score: float) -> bytes:
+    image = decode_image(services.book.load(record), services.settings.max_image_pixels)
+    detections = [stored.detection for stored in record.objects if stored.detection.score >= min_score]
+    return encode_jpeg(draw_detections(image, detections))
+
+
+def _json(status: int, body: ImageBody, headers: dict[str, str]) -> JSONResponse:
+    return JSONResponse(body.model_dump(mode="json"), status, headers)

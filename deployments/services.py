@@ -1,0 +1,110 @@
+"""What the routes work with: the resources of one ingress replica, opened once and closed with it."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from fastapi import Depends, Query, Request
+
+from circles.settings import Score, Settings
+from circles.storage.database import Database
+from circles.storage.images import ImageStore
+from circles.storage.lock import DataFolderLock
+from circles.storage.records import RecordBook
+from deployments.admission import Admission
+from deployments.async_detectors import AsyncDetector
+from deployments.pipeline import ImagePipeline
+from deployments.readiness import Readiness
+from deployments.reconciler import Reconciler
+
+logger = logging.getLogger("ray.serve")
+
+# A replica that is being replaced may still be going when its successor starts.
+_LOCK_WAIT_S = 10.0
+
+
+@dataclass
+class Services:
+    """One replica's parts. ``min_score`` may change while the replica runs."""
+
+    settings: Settings
+    lock: DataFolderLock
+    database: Database
+    book: RecordBook
+    pipeline: ImagePipeline
+    reconciler: Reconciler
+    admission: Admission
+    readiness: Readiness
+    min_score: float
+    # Decoded pictures and their drawn copies are large: few are in memory at once.
+    drawing_turn: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Finishes pending work in the background until left, then gives everything back."""
+        reconciling = asyncio.create_task(self.reconciler.run(self.pipeline))
+        reconciling.add_done_callback(_log_unexpected_end)
+        try:
+            yield
+        finally:
+            reconciling.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await reconciling
+            self.database.close()
+            self.lock.release()
+
+
+def open_services(settings: Settings, detector: AsyncDetector, holder: str) -> Services:
+    """Opens files and database.
+
+    Args:
+        holder: Who takes the data folder, for those who find it taken.
+
+    Raises:
+        DataFolderLockedError: Another service uses the data folder.
+        DatabaseUnavailableError, StorageUnavailableError: They cannot be opened.
+    """
+    lock = DataFolderLock(settings.database_path.parent, holder, _LOCK_WAIT_S)
+    database = Database(settings.database_url)
+    book = RecordBook(ImageStore(settings.storage_path), database, settings.max_pending)
+    reconciler = Reconciler(book, settings)
+    return Services(
+        settings=settings,
+        lock=lock,
+        database=database,
+        book=book,
+        pipeline=ImagePipeline(book, detector, settings, on_pending=reconciler.wake),
+        reconciler=reconciler,
+        admission=Admission(settings.max_in_flight),
+        readiness=Readiness(
+            {"database": book.check_database, "storage": book.check_images, "detector": detector.state}
+        ),
+        min_score=settings.default_min_score,
+    )
+
+
+def services_of(request: Request) -> Services:
+    """The services of the replica that this request reached."""
+    services: Services = request.app.state.services
+    return services
+
+
+ServicesParameter = Annotated[Services, Depends(services_of)]
+
+
+def _effective_min_score(
+    services: ServicesParameter,
+    min_score: Annotated[Score | None, Query(description="show objects of at least this score")] = None,
+) -> float:
+    return services.min_score if min_score is None else min_score
+
+
+MinScoreParameter = Annotated[float, Depends(_effective_min_score)]
+
+
+def _log_unexpected_end(reconciling: "asyncio.Task[None]") -> None:
+    if not reconciling.cancelled() and reconciling.exception() is not None:
+        logger.critical("the reconciler has ended; pending pictures stay pending", exc_info=reconciling.exception())

@@ -1,0 +1,110 @@
+"""Uploaded files out of request bodies, within their limits."""
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from deployments.problems import RequestError
+
+_FIELD_OVERHEAD_BYTES = 64 * 1024  # boundaries, part headers and small fields around one file
+_MAX_FIELDS = 16
+_MAX_FILENAME_LENGTH = 255
+MAX_BATCH_FILES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """One file as the client sent it; the name is the client's word and never used as a path."""
+
+    image_bytes: bytes
+    filename: str | None
+
+
+async def read_upload(request: Request, max_bytes: int) -> Upload:
+    """The file of a request: the multipart field ``file``, or an ``image/*`` body as it is.
+
+    Raises:
+        RequestError: 400 without a file or with an empty one, 413 above the limit, 415 for other content types.
+    """
+    media_type = _media_type(request)
+    if media_type == "multipart/form-data":
+        async with _files(request, "file", max_files=1, max_body_bytes=max_bytes + _FIELD_OVERHEAD_BYTES) as files:
+            return await read_file(files[0], max_bytes)
+    if media_type.startswith("image/"):
+        image_bytes = b"".join([chunk async for chunk in _limited(request, max_bytes)])
+        return Upload(_checked(image_bytes, max_bytes), filename=None)
+    if not media_type:
+        raise RequestError(
+            400, "No file", "send a multipart form with a field 'file', or the picture as an image/* body"
+        )
+    raise RequestError(415, "Not an accepted content type", f"{media_type} is neither multipart/form-data nor image/*")
+
+
+@asynccontextmanager
+async def open_batch(request: Request, max_bytes: int) -> AsyncIterator[list[UploadFile]]:
+    """The files of a batch in the client's order, large ones on disk; each is for ``read_file``.
+
+    Raises:
+        RequestError: 400 without files or with too many, 413 when all together are above the limit, 415 otherwise.
+    """
+    if _media_type(request) != "multipart/form-data":
+        raise RequestError(415, "Not an accepted content type", "a batch is a multipart form with fields 'files'")
+    max_body_bytes = MAX_BATCH_FILES * (max_bytes + _FIELD_OVERHEAD_BYTES)
+    async with _files(request, "files", MAX_BATCH_FILES, max_body_bytes) as files:
+        yield files
+
+
+async def read_file(file: UploadFile, max_bytes: int) -> Upload:
+    """One file of a form; raises as ``read_upload``."""
+    filename = file.filename[:_MAX_FILENAME_LENGTH] if file.filename else None
+    return Upload(_checked(await file.read(max_bytes + 1), max_bytes), filename)
+
+
+def _checked(image_bytes: bytes, max_bytes: int) -> bytes:
+    if len(image_bytes) > max_bytes:
+        raise _too_large("a file", max_bytes)
+    if not image_bytes:
+        raise RequestError(400, "Empty file", "the file has no bytes")
+    return image_bytes
+
+
+def _too_large(what: str, max_bytes: int) -> RequestError:
+    return RequestError(413, "File too large", f"{what} of more than {max_bytes} bytes is not accepted")
+
+
+def _media_type(request: Request) -> str:
+    return request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+
+
+@asynccontextmanager
+async def _files(request: Request, field: str, max_files: int, max_body_bytes: int) -> AsyncIterator[list[UploadFile]]:
+    body = _limited(request, max_body_bytes)
+    parser = MultiPartParser(request.headers, body, max_files=max_files, max_fields=_MAX_FIELDS)
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise RequestError(400, "Bad multipart body", error.message) from error
+    try:
+        files = [value for value in form.getlist(field) if isinstance(value, UploadFile)]
+        if not files:
+            raise RequestError(400, "No file", f"the multipart body has no file in a field named '{field}'")
+        yield files
+    finally:
+        await form.close()
+
+
+async def _limited(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
+    """The body's chunks. A body that announces too much is refused unread, one that does not as soon as it is."""
+    announced = request.headers.get("Content-Length", "0")
+    if not announced.isdecimal() or int(announced) > max_bytes:
+        raise _too_large("a body", max_bytes)
+    received = 0
+    async for chunk in request.stream():
+        received += len(chunk)
+        if received > max_bytes:
+            raise _too_large("a body", max_bytes)
+        yield chunk

@@ -1,0 +1,1 @@
+"""How good is a detector? Annotated pictures in, scores out."""

@@ -1,0 +1,91 @@
+# The few words that run everything. Each is a plain command underneath; `./justw` is `just` for a machine without it.
+
+python := ".venv/bin/python"
+
+# List the words
+[private]
+default:
+    @{{ just_executable() }} --list --unsorted
+
+# Make .venv with everything that serving, evaluation and tests need (fast when nothing changed)
+[group('setup')]
+install-deps:
+    @scripts/install.sh
+
+# Say whether what the words need is there, in the locked versions
+[group('setup')]
+check-deps: install-deps
+    {{ python }} -m pip --disable-pip-version-check check
+    @{{ python }} --version
+    @{{ python }} -c 'import cv2, ray, torch; print("ray", ray.__version__, "torch", torch.__version__, "opencv", cv2.__version__)'
+
+# Write requirements.lock anew from pyproject.toml (UV_FIND_LINKS may name a folder with torch's CPU wheel)
+[group('setup')]
+lock: install-deps
+    .venv/bin/uv pip compile pyproject.toml --all-extras --python-version 3.11 --generate-hashes --quiet \
+        --no-annotate --no-header --no-emit-index-url --no-emit-find-links --no-emit-package torch \
+        --upgrade --output-file requirements.lock
+
+# Serve with the real detector, test and evaluate that, sum up, stay until Ctrl-C
+[group('run')]
+dev: install-deps
+    @{{ python }} -m serve_app dev
+
+# Serve the application: fixed answers, or the real detector with -r
+[arg('background', long, short='b', value='--background', help='return once it is ready')]
+[arg('real', long, short='r', value='--real', help='detect for real')]
+[group('run')]
+backend real='' background='': install-deps
+    @{{ python }} -m serve_app start {{ real }} {{ background }}
+
+# Not there yet: the KServe model server (`model-server`), and every word on a cluster (`--k8s`)
+
+# End everything that this checkout started, and only that
+[group('run')]
+clean: install-deps
+    @{{ python }} -m serve_app stop
+
+# Show what runs
+[group('watch')]
+status: install-deps
+    @{{ python }} -m serve_app status
+
+# Ask the service on port 8000 whether it is alive and ready
+[group('watch')]
+health: install-deps
+    @{{ python }} -m serve_app health
+
+# Show the log; go on as it grows with -f
+[arg('follow', long, short='f', value='--follow', help='go on as it grows')]
+[group('watch')]
+logs follow='': install-deps
+    @{{ python }} -m serve_app logs {{ follow }}
+
+# Show the addresses of what runs
+[group('watch')]
+endpoints: install-deps
+    @{{ python }} -m serve_app endpoints
+
+# Run all tests; with -m only those over HTTP, against the service that runs on port 8000
+[arg('manual', long, short='m', value='-m "serve and not control" --service-url http://127.0.0.1:8000', help='against a service that already runs')]
+[group('check')]
+test manual='': install-deps
+    {{ python }} -m pytest {{ manual }}
+
+# Run the unit tests alone: no Serve, seconds in all
+[group('check')]
+pytest: install-deps
+    {{ python }} -m pytest -m "not serve"
+
+# Check form, types and shell scripts
+[group('check')]
+lint: install-deps
+    .venv/bin/ruff check
+    .venv/bin/ruff format --check
+    .venv/bin/mypy
+    .venv/bin/shellcheck justw scripts/*.sh .ci/run
+
+# Measure the default detector on a dataset; arguments go to `python -m evaluation`
+[group('check')]
+eval *arguments: install-deps
+    {{ python }} -m evaluation {{ arguments }}

@@ -1,0 +1,178 @@
+"""``python -m serve_app``: the application on this machine, for the words of the justfile."""
+
+import os
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from serve_app.local import ROOT, LocalService, LocalServiceError, Ports, stop_all
+
+cli = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+console = Console(soft_wrap=True)
+
+_DATASETS = (ROOT / "evaluation" / "dataset", ROOT.parent / "shared" / "datasets" / "coins" / "val")
+
+Real = Annotated[bool, typer.Option("--real", "-r", help="Detect for real; without it the answers are fixed.")]
+Background = Annotated[bool, typer.Option("--background", "-b", help="Return once it is ready.")]
+Port = Annotated[int, typer.Option(help="Port of the application.")]
+
+
+def _service() -> LocalService:
+    return LocalService(ROOT / "logs")
+
+
+@cli.command()
+def start(real: Real = False, background: Background = False, port: Port = 8000) -> None:
+    """Start the application, and stay until Ctrl-C unless in the background."""
+    service = _service()
+    process = _start(service, "real" if real else "dummy", port)
+    if not background:
+        _stay(service, process)
+
+
+@cli.command()
+def dev(port: Port = 8000) -> None:
+    """Start it for real, test it, evaluate it, sum up, and stay until Ctrl-C."""
+    service = _service()
+    process = _start(service, "real", port)
+    url = service.running().url
+    try:
+        outcomes = {"integration tests": _run("pytest", "-q", "-m", "serve", "--service-url", url)}
+        dataset = next((folder for folder in _DATASETS if folder.is_dir()), None)
+        if dataset is not None:
+            outcomes["evaluation"] = _run("evaluation", "--dataset", str(dataset), "--url", url)
+        table = Table("check", "outcome")
+        for name, is_passed in outcomes.items():
+            table.add_row(name, "[green]passed[/]" if is_passed else "[red]failed[/]")
+        if dataset is None:
+            table.add_row("evaluation", "no dataset in evaluation/dataset/")
+        console.print(table)
+        _print_endpoints(service)
+    except KeyboardInterrupt:
+        console.print("stopping")
+        service.stop()
+        raise typer.Exit(130) from None
+    _stay(service, process)
+
+
+@cli.command()
+def stop() -> None:
+    """End everything that was started from this checkout."""
+    console.print(f"ended {stop_all()} processes")
+
+
+@cli.command()
+def status() -> None:
+    """Show what runs."""
+    service = _service()
+    try:
+        running = service.running()
+    except LocalServiceError as error:
+        _fail(error)
+    console.print(f"running since process {running.pid}, mode {running.mode}, {running.url}")
+    application = service.application_status()
+    table = Table("deployment", "status", "replicas", title=f"application circles: {application.get('status')}")
+    deployments = application.get("deployments")
+    if isinstance(deployments, dict):
+        for name, deployment in deployments.items():
+            states = [replica["state"] for replica in deployment["replicas"]]
+            counts = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states)))
+            table.add_row(name, deployment["status"], counts or "none")
+    console.print(table)
+
+
+@cli.command()
+def health(url: Annotated[str, typer.Option(help="Of the service to ask.")] = "http://127.0.0.1:8000") -> None:
+    """Ask a service whether it is alive and ready."""
+    is_well = True
+    for path in ("/health", "/ready"):
+        try:
+            with urllib.request.urlopen(url + path, timeout=10) as response:  # noqa: S310 - the user's own address
+                code, body = response.status, response.read().decode()
+        except urllib.error.HTTPError as error:
+            code, body = error.code, error.read().decode()
+        except OSError as error:
+            _fail(f"{url}{path} does not answer: {error}")
+        is_well = is_well and code == 200
+        console.print(f"{path}: {code} {body}", markup=False)
+    raise typer.Exit(0 if is_well else 1)
+
+
+@cli.command()
+def logs(follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows.")] = False) -> None:
+    """Show the application's log, in logs/serve.log."""
+    log_path = _service().log_path
+    if not log_path.is_file():
+        _fail(f"there is no {log_path} yet")
+    os.execvp("tail", ["tail", "-n", "100", *(["-f"] if follow else []), str(log_path)])  # noqa: S606, S607
+
+
+@cli.command()
+def endpoints() -> None:
+    """Show the addresses of what runs."""
+    try:
+        _print_endpoints(_service())
+    except LocalServiceError as error:
+        _fail(error)
+
+
+def _start(service: LocalService, mode: str, port: int) -> "subprocess.Popen[bytes]":
+    console.print(f"starting the application in {mode} mode, log in {service.log_path}")
+    try:
+        process = service.start({"MODE": mode}, Ports(http=port))
+    except LocalServiceError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    console.print(f"ready at {service.running().url}")
+    return process
+
+
+def _stay(service: LocalService, process: "subprocess.Popen[bytes]") -> None:
+    """Waits for Ctrl-C or a SIGTERM, then ends the application; fails when the application ends by itself."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    console.print("Ctrl-C stops it")
+    try:
+        process.wait()
+    except KeyboardInterrupt:
+        console.print("stopping")
+        service.stop()
+        return
+    service.stop()
+    _fail(f"the application ended with {process.returncode}; see {service.log_path}")
+
+
+def _run(module: str, *arguments: str) -> bool:
+    console.rule(f"python -m {module} {' '.join(arguments)}")
+    return subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, check=False).returncode == 0  # noqa: S603
+
+
+def _print_endpoints(service: LocalService) -> None:
+    running = service.running()
+    table = Table("what", "address", title="endpoints")
+    table.add_row("documentation", f"{running.url}/docs")
+    table.add_row("upload", f"POST {running.url}/images/")
+    table.add_row("health, readiness", f"{running.url}/health, {running.url}/ready")
+    if running.dashboard_url is not None:
+        token = Path.home() / ".ray" / "auth_token"
+        hint = f" (token in {token})" if token.is_file() else ""
+        table.add_row("Ray dashboard", running.dashboard_url + hint)
+    table.add_row("log", str(service.log_path))
+    console.print(table)
+
+
+def _fail(reason: object) -> NoReturn:
+    Console(stderr=True, soft_wrap=True).print(f"[red]error:[/] {reason}")
+    raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    cli()

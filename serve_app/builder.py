@@ -1,0 +1,77 @@
+"""build_app: the only place that knows all parts, and how each deployment is run in each mode."""
+
+# No `from __future__ import annotations` here: Serve must see the class Settings, not its name as text.
+
+import os
+
+from ray import serve
+from ray.serve import Application
+
+from circles.settings import Settings
+from deployments.detector import DetectorDeployment
+from deployments.ingress import IngressDeployment
+
+# Requests beside uploads (reading, listing, probes) that one ingress replica takes before Serve makes them wait. The
+# application's own limits refuse long before that, with a reason and a Retry-After.
+_INGRESS_HEADROOM = 1000
+# Calls that wait in a handle for a detector replica beside those of uploads: the reconciler's.
+_DETECTOR_QUEUE_HEADROOM = 16
+_MESSAGE_LIMIT_VARIABLE = "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"
+_DEFAULT_MESSAGE_LIMIT = 4 * 1024 * 1024  # bytes
+_MESSAGE_OVERHEAD_BYTES = 1024 * 1024
+
+
+def build_app(settings: Settings) -> Application:
+    """The application as these settings want it: the ingress, and in real mode the detector it calls.
+
+    Raises:
+        ValueError: An upload of the allowed size would not fit into a message between the two.
+    """
+    _check_message_limit(settings.max_upload_bytes)
+    detector = _detector(settings) if settings.mode == "real" else None
+    deployment = serve.deployment(
+        name="Ingress",
+        num_replicas=1,  # SQLite and a local folder have one writer
+        ray_actor_options={"num_cpus": settings.ingress_num_cpus},
+        max_ongoing_requests=settings.max_in_flight + _INGRESS_HEADROOM,
+        health_check_period_s=5,
+        health_check_timeout_s=15,
+        graceful_shutdown_wait_loop_s=0.5,
+        graceful_shutdown_timeout_s=settings.detection_timeout_s + 5,
+        user_config={"min_score": settings.min_score},
+    )
+    return deployment(serve.ingress()(IngressDeployment)).bind(settings, detector)
+
+
+def _detector(settings: Settings) -> Application:
+    deployment = serve.deployment(
+        name="Detector",
+        ray_actor_options={"num_cpus": settings.detector_num_cpus},
+        autoscaling_config={
+            "min_replicas": settings.detector_min_replicas,
+            "initial_replicas": max(1, settings.detector_min_replicas),
+            "max_replicas": settings.detector_max_replicas,
+            # Half a batch in work or waiting per replica: enough to batch, not enough to make anybody wait long.
+            "target_ongoing_requests": max(1.0, settings.detector_batch_size / 2),
+            "upscale_delay_s": 2,
+            "downscale_delay_s": 60,
+        },
+        # One batch in work while the next one gathers.
+        max_ongoing_requests=2 * settings.detector_batch_size,
+        max_queued_requests=settings.max_in_flight + _DETECTOR_QUEUE_HEADROOM,
+        health_check_period_s=5,
+        health_check_timeout_s=30,
+        graceful_shutdown_wait_loop_s=0.5,
+        graceful_shutdown_timeout_s=settings.detection_timeout_s + 5,
+    )
+    return deployment(DetectorDeployment).bind(settings)
+
+
+def _check_message_limit(max_upload_bytes: int) -> None:
+    """On the fast path handles speak gRPC, and an upload above its limit would fail on the way to the detector."""
+    is_fast_path = os.environ.get("RAY_SERVE_THROUGHPUT_OPTIMIZED") == "1"
+    limit = int(os.environ.get(_MESSAGE_LIMIT_VARIABLE, str(_DEFAULT_MESSAGE_LIMIT)))
+    if is_fast_path and max_upload_bytes + _MESSAGE_OVERHEAD_BYTES > limit:
+        raise ValueError(
+            f"MAX_UPLOAD_BYTES is {max_upload_bytes}, but {_MESSAGE_LIMIT_VARIABLE} is {limit}: raise it in serve.env"
+        )
