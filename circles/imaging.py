@@ -141,7 +141,9 @@ def _sniff_media_type(image_bytes: bytes) -> str | None:
 
 
 def _orientation(picture: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 (upright) when there is none or it cannot be read."""
+    """The EXIF orientation still to be applied, 1 to 8; 1 (upright) when there is none that can be read."""
+    if picture.format == "TIFF":  # Pillow turns TIFF files by itself, and tells their upright size
+        return 1
     try:
         orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
     # Damaged EXIF must not cost the user the picture: viewers ignore it too. What it raises is not a closed set.

@@ -2,7 +2,6 @@
 
 import hashlib
 import hmac
-import logging
 import re
 import uuid
 from collections.abc import Collection
@@ -12,8 +11,6 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.problems import problem_document, problem_response, request_id_of
-
-logger = logging.getLogger("ray.serve")
 
 _REQUEST_ID_HEADER = "X-Request-ID"
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
@@ -112,14 +109,12 @@ class InternalErrorMiddleware:
             await self._app(scope, receive, send_and_note)
         except ClientDisconnect:
             return  # nobody is left to answer
-        except Exception:
+        except Exception as error:
             if scope["type"] != "http" or is_started:
                 raise  # too late for an answer: the connection is cut, which tells the client as much
-            request_id = request_id_of(scope)
-            logger.exception("%s %s stumbled (request %s)", scope["method"], scope["path"], request_id)
             detail = "the service made a mistake; its log tells more under this request id"
-            document = problem_document(500, "Internal error", detail, scope["path"], request_id)
-            await problem_response(scope, document, {})(scope, receive, send)
+            document = problem_document(500, "Internal error", detail, scope["path"], request_id_of(scope))
+            await problem_response(scope, document, {}, error)(scope, receive, send)
 
 
 def _hash(key: str) -> bytes:

@@ -79,8 +79,10 @@ def problem_document(status: int, title: str, detail: str, instance: str, reques
     }
 
 
-def problem_response(scope: Scope, document: dict[str, object], headers: dict[str, str]) -> JSONResponse:
-    """The answer to a request that failed; also writes the failure's one log line."""
+def problem_response(
+    scope: Scope, document: dict[str, object], headers: dict[str, str], cause: Exception | None = None
+) -> JSONResponse:
+    """The answer to a request that failed; also writes the failure's one log line, with the cause's traceback."""
     status = int(str(document["status"]))
     level = logging.ERROR if status >= HTTPStatus.INTERNAL_SERVER_ERROR else logging.INFO
     logger.log(
@@ -92,6 +94,7 @@ def problem_response(scope: Scope, document: dict[str, object], headers: dict[st
         document["title"],
         document["detail"],
         document["request_id"],
+        exc_info=cause,
     )
     return JSONResponse(document, status, headers, PROBLEM_MEDIA_TYPE)
 

@@ -23,7 +23,7 @@ from deployments.reconciler import Reconciler
 logger = logging.getLogger("ray.serve")
 
 # A replica that is being replaced may still be going when its successor starts.
-_LOCK_WAIT_S = 10.0
+_LOCK_WAIT_S = 5.0
 
 
 @dataclass

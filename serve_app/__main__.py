@@ -33,16 +33,16 @@ def _service() -> LocalService:
 def start(real: Real = False, background: Background = False, port: Port = 8000) -> None:
     """Start the application, and stay until Ctrl-C unless in the background."""
     service = _service()
-    process = _start(service, "real" if real else "dummy", port)
+    _start(service, "real" if real else "dummy", port)
     if not background:
-        _stay(service, process)
+        _stay(service)
 
 
 @cli.command()
 def dev(port: Port = 8000) -> None:
     """Start it for real, test it, evaluate it, sum up, and stay until Ctrl-C."""
     service = _service()
-    process = _start(service, "real", port)
+    _start(service, "real", port)
     url = service.running().url
     try:
         outcomes = {"integration tests": _run("pytest", "-q", "-m", "serve", "--service-url", url)}
@@ -60,7 +60,7 @@ def dev(port: Port = 8000) -> None:
         console.print("stopping")
         service.stop()
         raise typer.Exit(130) from None
-    _stay(service, process)
+    _stay(service)
 
 
 @cli.command()
@@ -124,30 +124,29 @@ def endpoints() -> None:
         _fail(error)
 
 
-def _start(service: LocalService, mode: str, port: int) -> "subprocess.Popen[bytes]":
+def _start(service: LocalService, mode: str, port: int) -> None:
     console.print(f"starting the application in {mode} mode, log in {service.log_path}")
     try:
-        process = service.start({"MODE": mode}, Ports(http=port))
+        service.start({"MODE": mode}, Ports.from_environment(http=port))
     except LocalServiceError as error:
         _fail(error)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     console.print(f"ready at {service.running().url}")
-    return process
 
 
-def _stay(service: LocalService, process: "subprocess.Popen[bytes]") -> None:
+def _stay(service: LocalService) -> None:
     """Waits for Ctrl-C or a SIGTERM, then ends the application; fails when the application ends by itself."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     console.print("Ctrl-C stops it")
     try:
-        process.wait()
+        status = service.wait()
     except KeyboardInterrupt:
         console.print("stopping")
         service.stop()
         return
     service.stop()
-    _fail(f"the application ended with {process.returncode}; see {service.log_path}")
+    _fail(f"the application ended with {status}; see {service.log_path}")
 
 
 def _run(module: str, *arguments: str) -> bool:

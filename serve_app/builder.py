@@ -49,7 +49,6 @@ def _detector(settings: Settings) -> Application:
         ray_actor_options={"num_cpus": settings.detector_num_cpus},
         autoscaling_config={
             "min_replicas": settings.detector_min_replicas,
-            "initial_replicas": max(1, settings.detector_min_replicas),
             "max_replicas": settings.detector_max_replicas,
             # Half a batch in work or waiting per replica: enough to batch, not enough to make anybody wait long.
             "target_ongoing_requests": max(1.0, settings.detector_batch_size / 2),

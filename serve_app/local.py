@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Self
 
 import psutil
 import yaml
@@ -40,6 +41,12 @@ class Ports:
     haproxy_stats: int = 8404
     haproxy_metrics: int = 9101
 
+    @classmethod
+    def from_environment(cls, http: int) -> Self:
+        """HAProxy's ports as Serve's variables name them, else the defaults."""
+        names = {"haproxy_stats": "RAY_SERVE_HAPROXY_STATS_PORT", "haproxy_metrics": "RAY_SERVE_HAPROXY_METRICS_PORT"}
+        return cls(http, **{field: int(os.environ[name]) for field, name in names.items() if os.environ.get(name)})
+
 
 @dataclass(frozen=True, slots=True)
 class RunningService:
@@ -63,19 +70,16 @@ class LocalService:
         self._run_folder = run_folder
         self._mark = f"{ROOT}:{name}"
         self.log_path = run_folder / "serve.log"
+        self.config_path = ROOT / "serve_config.yaml"
         self._state_path = run_folder / "service.json"
+        self._process: subprocess.Popen[bytes] | None = None
 
-    def start(
-        self, environment: dict[str, str], ports: Ports = Ports(), working_folder: Path = ROOT
-    ) -> "subprocess.Popen[bytes]":
+    def start(self, environment: dict[str, str], ports: Ports = Ports(), working_folder: Path = ROOT) -> None:
         """Starts the application in the background and waits until it is ready.
 
         Args:
             environment: Settings and Serve's variables beside, and above, those of ``serve.env`` and this process.
             working_folder: Relative paths in the settings start here.
-
-        Returns:
-            The `serve run` process, in a session of its own.
 
         Raises:
             LocalServiceError: It runs already, a port is taken, or it does not become ready; nothing is left running.
@@ -94,9 +98,10 @@ class LocalService:
             _MARK: self._mark,
         }
         # A cluster of its own, also beside a Ray that runs already.
-        command = [_tool("serve"), "run", "--address", "local", "--app-dir", str(ROOT), str(self._config(ports))]
+        self.config_path = self._config(ports)
+        command = [_tool("serve"), "run", "--address", "local", "--app-dir", str(ROOT), str(self.config_path)]
         with self.log_path.open("wb") as log:
-            process = subprocess.Popen(  # noqa: S603
+            self._process = subprocess.Popen(  # noqa: S603
                 command,
                 cwd=working_folder,
                 env=child_environment,
@@ -107,14 +112,19 @@ class LocalService:
             )
         url = f"http://127.0.0.1:{ports.http}"
         try:
-            self._wait_until_ready(process, url)
+            self._wait_until_ready(self._process, url)
         except BaseException:
             self.stop()
             raise
         mode = child_environment.get("MODE", "real")
-        state = RunningService(process.pid, url, self._dashboard_url(), mode)
+        state = RunningService(self._process.pid, url, self._dashboard_url(), mode)
         self._state_path.write_text(json.dumps(asdict(state)), encoding="utf-8")
-        return process
+
+    def wait(self) -> int:
+        """Waits until the application that this object started ends; its exit status."""
+        if self._process is None:
+            raise LocalServiceError("this object started nothing")
+        return self._process.wait()
 
     def running(self) -> RunningService:
         """What was started and still runs.
@@ -133,6 +143,8 @@ class LocalService:
     def stop(self) -> int:
         """Ends all processes of the application, gracefully first; how many there were."""
         count = stop_processes(self.processes)
+        if self._process is not None:
+            self._process.wait()  # it has ended; this takes its exit status, so that no zombie stays
         self._state_path.unlink(missing_ok=True)
         return count
 

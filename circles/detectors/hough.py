@@ -186,5 +186,6 @@ def _fit_ellipse(points: NDArray[np.float64]) -> _Ellipse | None:
 def _resize(grey: _Grey, scale: float) -> _Grey:
     if scale == 1.0:
         return grey
+    height, width = (max(1, round(side * scale)) for side in grey.shape)
     interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    return cv2.resize(grey, None, fx=scale, fy=scale, interpolation=interpolation).astype(np.uint8, copy=False)
+    return cv2.resize(grey, (width, height), interpolation=interpolation).astype(np.uint8, copy=False)

@@ -151,11 +151,11 @@ class Database:
             has_more = len(rows) > limit
             records = [_image_record(row) for row in rows[:limit]]
             counting = (
-                select(ObjectRow.image_id, func.count())
+                select(ObjectRow.image_id, func.count().label("object_count"))
                 .where(ObjectRow.image_id.in_([record.image_id for record in records]), ObjectRow.score >= min_score)
                 .group_by(ObjectRow.image_id)
             )
-            counts = dict(connection.execute(counting).tuples().all())
+            counts = {row.image_id: row.object_count for row in connection.execute(counting)}
         next_cursor = _encode_cursor(records[-1]) if has_more else None
         return ImagePage([(record, counts.get(record.image_id, 0)) for record in records], next_cursor)
 

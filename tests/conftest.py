@@ -1,0 +1,30 @@
+"""Fixtures that all tests may use."""
+
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--service-url", help="run the tests over HTTP against this service instead of starting one")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests that take a service apart never run against somebody else's."""
+    if config.getoption("--service-url") is None:
+        return
+    not_ours = pytest.mark.skip(reason="takes a service apart; the one of --service-url is not the tests' own")
+    for item in items:
+        if "control" in item.keywords:
+            item.add_marker(not_ours)
+
+
+@pytest.fixture(scope="session")
+def coins_val() -> Path:
+    """The held-out coin photographs, where they are to be had."""
+    folder = SHARED / "datasets" / "coins" / "val"
+    if not folder.is_dir():
+        pytest.skip(f"the photographs are not in {folder}")
+    return folder

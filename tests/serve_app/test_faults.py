@@ -1,0 +1,230 @@
+"""A real Serve, taken apart while it works: what was acknowledged stays."""
+
+import hashlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import cv2
+import httpx2
+import numpy as np
+import psutil
+import pytest
+import yaml
+
+from evaluation.coco import load_dataset
+from evaluation.metrics import Counts, count_matches
+from evaluation.sources import ServiceSource
+from serve_app.local import LocalServiceError
+from tests.pictures import disc_jpeg
+from tests.running import wait_until
+from tests.serving import RunningServe, running_serve, started_serve
+
+pytestmark = [pytest.mark.serve, pytest.mark.control]
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServe]:
+    with running_serve(tmp_path_factory.mktemp("serve")) as service:
+        yield service
+
+
+@pytest.fixture
+def client(service: RunningServe) -> Iterator[httpx2.Client]:
+    with service.client() as client:
+        yield client
+
+
+def large_jpeg(seed: int, min_bytes: int = 0) -> bytes:
+    """A photograph-sized picture of noise: it keeps a detector busy for a second."""
+    rng = np.random.default_rng(seed)
+    image = cv2.resize(rng.integers(0, 255, (1000, 1500, 3), dtype=np.uint8), (6000, 4000))
+    for quality in (80, 97, 99, 100):
+        encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+        if len(encoded) >= min_bytes:
+            return encoded
+    raise AssertionError(f"no quality gives {min_bytes} bytes")
+
+
+def ingress_log(service: RunningServe) -> str:
+    """What the ingress replica wrote into its own log file."""
+    (process,) = service.replica_processes("Ingress")
+    paths = {file.path for file in process.open_files() if "replica_circles_Ingress" in file.path}
+    return "".join(Path(path).read_text() for path in paths)
+
+
+def assert_kept(client: httpx2.Client, pictures: list[bytes]) -> None:
+    """Every picture is there, byte for byte, and detected in."""
+    for image_bytes in pictures:
+        path = f"/images/{hashlib.sha256(image_bytes).hexdigest()}"
+        wait_until(partial(_is_done, client, path), timeout_s=60)
+        assert client.get(f"{path}/content").content == image_bytes
+
+
+def _is_done(client: httpx2.Client, path: str) -> bool:
+    return bool(client.get(path).json()["status"] == "done")
+
+
+def _has_min_score(client: httpx2.Client, min_score: float) -> bool:
+    return bool(client.get("/config").json()["min_score"] == min_score)
+
+
+def test_killed_detector_loses_no_upload_of_its_batch(service: RunningServe, client: httpx2.Client) -> None:
+    """SIGKILL while the replica computes on uploads: they are tried again, or pending and then done."""
+    pictures = [large_jpeg(seed) for seed in range(4)]
+    (detector,) = service.replica_processes("Detector")
+    with ThreadPoolExecutor(4) as pool:
+        busy_before_s = detector.cpu_times().user
+        uploads = [pool.submit(client.post, "/images/", files={"file": picture}) for picture in pictures]
+        wait_until(lambda: detector.cpu_times().user - busy_before_s > 0.3)
+        assert not any(upload.done() for upload in uploads)
+        detector.kill()
+        responses = [upload.result() for upload in uploads]
+    assert {response.status_code for response in responses} <= {201, 202}
+    # It did happen: uploads had been with the killed replica.
+    assert "detection is tried once more" in ingress_log(service)
+    wait_until(lambda: detector.pid not in [process.pid for process in service.replica_processes("Detector")])
+    assert_kept(client, pictures)
+
+
+def test_large_photograph_goes_through_the_fast_path(client: httpx2.Client) -> None:
+    image_bytes = large_jpeg(99, min_bytes=20_000_000)
+    assert 20_000_000 <= len(image_bytes) <= 25 * 2**20
+    response = client.post("/images/", files={"file": image_bytes})
+    assert response.status_code == 201
+    assert client.get(f"{response.headers['Location']}/content").content == image_bytes
+
+
+def test_held_out_photographs_over_http(service: RunningServe, client: httpx2.Client, coins_val: Path) -> None:
+    """Every one is 201 with matching boxes, F1 at least 0.85; the second time 200 with the same objects."""
+    counts = Counts()
+    first_bodies = []
+    dataset = load_dataset(coins_val)
+    for annotated in dataset:
+        response = client.post("/images/", files={"file": annotated.path.read_bytes()})
+        assert response.status_code == 201
+        first_bodies.append(response.json())
+        assert response.json()["detection"]["count"] >= 0
+    for annotated, body in zip(dataset, first_bodies, strict=True):
+        response = client.post("/images/", files={"file": annotated.path.read_bytes()})
+        assert (response.status_code, response.json()) == (200, body)
+    source = ServiceSource(service.url, min_score=None, api_key=None)
+    with source:
+        for annotated in dataset:
+            bboxes = [detection.bbox for detection in source.detect(annotated.path).detections]
+            counts += count_matches(bboxes, annotated.truth, min_iou=0.5)
+    assert counts.f1 >= 0.85
+
+
+def test_min_score_reaches_running_replicas_without_a_restart(service: RunningServe, client: httpx2.Client) -> None:
+    location = client.post("/images/", files={"file": disc_jpeg(50)}).headers["Location"]
+    before = service.replica_pids()
+    config_path = service.local.config_path
+    config = yaml.safe_load(config_path.read_text())
+    for min_score, count in ((1.0, None), (0.2, 2)):
+        config["applications"][0]["deployments"][0]["user_config"]["min_score"] = min_score
+        changed = service.folder / "changed.yaml"
+        changed.write_text(yaml.safe_dump(config))
+        serve = str(Path(sys.executable).parent / "serve")
+        address = str(service.local.running().dashboard_url)
+        subprocess.run([serve, "deploy", "-a", address, str(changed)], check=True, capture_output=True)
+        wait_until(partial(_has_min_score, client, min_score))
+        body = client.get(location).json()
+        assert body["detection"]["min_score"] == min_score
+        assert count is None or body["detection"]["count"] == count
+    assert service.replica_pids() == before
+
+
+def test_second_service_on_the_same_folder_refuses_and_names_the_holder(service: RunningServe, tmp_path: Path) -> None:
+    (holder,) = service.replica_processes("Ingress")
+    folder = {key: service.environment[key] for key in ("DATABASE_URL", "STORAGE_URL")}
+    with pytest.raises(LocalServiceError, match=rf'in use by .*"pid": {holder.pid}'):
+        started_serve(tmp_path, **folder)
+    with service.client() as client:
+        assert client.get("/ready").status_code == 200
+
+
+def test_killed_ingress_comes_back_with_everything(service: RunningServe, client: httpx2.Client) -> None:
+    pictures = [disc_jpeg(seed) for seed in range(100, 110)]
+    for image_bytes in pictures:
+        assert client.post("/images/", files={"file": image_bytes}).status_code == 201
+    (ingress,) = service.replica_processes("Ingress")
+    ingress.kill()
+    wait_until(lambda: _answers(service, different_from=ingress.pid), timeout_s=60)
+    assert_kept(client, pictures)
+
+
+def _answers(service: RunningServe, different_from: int) -> bool:
+    if different_from in [process.pid for process in service.replica_processes("Ingress")]:
+        return False
+    try:
+        return httpx2.get(f"{service.url}/ready", timeout=5).status_code == 200
+    except httpx2.HTTPError:
+        return False
+
+
+def test_power_cut_and_restart_keep_what_was_acknowledged(tmp_path: Path) -> None:
+    """Everything is killed at once while uploads run; what was answered is there after the next start."""
+    acknowledged: list[bytes] = []
+    service = started_serve(tmp_path)
+
+    def keep_uploading(lane: int) -> None:
+        with service.client() as client:
+            for number in range(1000):
+                image_bytes = disc_jpeg(seed=1000 * lane + number)
+                prefer = {"Prefer": "respond-async"} if number % 2 else {}
+                try:
+                    response = client.post("/images/", files={"file": image_bytes}, headers=prefer)
+                except httpx2.HTTPError:
+                    return
+                if response.status_code in (200, 201, 202):
+                    acknowledged.append(image_bytes)
+                else:
+                    return  # the proxy's answer for a replica that is gone
+
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            lanes = [pool.submit(keep_uploading, lane) for lane in range(4)]
+            wait_until(lambda: len(acknowledged) >= 40)
+            for process in service.local.processes():
+                _kill(process)
+            for lane in lanes:
+                lane.result()
+    finally:
+        service.local.stop()
+    with running_serve(tmp_path) as service, service.client() as client:
+        assert_kept(client, acknowledged)
+
+
+def _kill(process: psutil.Process) -> None:
+    try:
+        process.kill()
+    except psutil.NoSuchProcess:
+        return
+
+
+def test_dummy_mode_needs_no_detector_replicas(tmp_path: Path) -> None:
+    with running_serve(tmp_path, MODE="dummy") as service, service.client() as client:
+        assert service.replica_processes("Detector") == []
+        assert client.get("/health").json()["mode"] == "dummy"
+        assert client.get("/ready").json()["checks"]["detector"] == "ok"
+        body = client.post("/images/", files={"file": disc_jpeg(1)}).json()
+        assert body["detection"]["detector"]["name"] == "dummy"
+        assert body["detection"]["count"] == 3
+        assert client.post("/images/", files={"file": disc_jpeg(1)[:-1500]}).status_code == 422
+
+
+def test_a_sleeping_detector_is_ready_and_woken_by_an_upload(tmp_path: Path) -> None:
+    """Without the fast path's variables, too: Serve's own proxy in front."""
+    sleeping = {"DETECTOR_MIN_REPLICAS": "0"}
+    python_proxy = {"RAY_SERVE_ENABLE_HA_PROXY": "0", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "0"}
+    with running_serve(tmp_path, **sleeping, **python_proxy) as service, service.client() as client:
+        assert client.get("/ready").json()["checks"]["detector"] == "asleep"
+        assert service.replica_processes("Detector") == []
+        response = client.post("/images/", files={"file": disc_jpeg(1)})
+        assert response.status_code in (201, 202)
+        assert_kept(client, [disc_jpeg(1)])
+        assert len(service.replica_processes("Detector")) == 1

@@ -1,0 +1,71 @@
+"""A real Serve for tests: a cluster of its own, on free ports, beside whatever else runs."""
+
+import contextlib
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+import psutil
+
+from serve_app.local import LocalService, Ports
+from tests.running import free_port
+
+
+@dataclass
+class RunningServe:
+    """The application under Serve."""
+
+    url: str
+    folder: Path
+    environment: dict[str, str]
+    local: LocalService
+
+    def client(self) -> httpx2.Client:
+        """A client of this service."""
+        return httpx2.Client(base_url=self.url, timeout=60)
+
+    def replica_processes(self, deployment: str) -> list[psutil.Process]:
+        """The processes of a deployment's replicas, by the title that Ray gives them."""
+        return [
+            process
+            for process in self.local.processes()
+            if f"ray::ServeReplica:circles:{deployment}" in " ".join(process.cmdline())
+        ]
+
+    def replica_pids(self) -> dict[str, set[int]]:
+        """The process ids of each deployment's replicas."""
+        names = ("Ingress", "Detector")
+        return {name: {process.pid for process in self.replica_processes(name)} for name in names}
+
+
+@contextlib.contextmanager
+def running_serve(folder: Path, **settings: str) -> Iterator[RunningServe]:
+    """The application under Serve on the fast path, with its data in this folder; nothing of it is left afterwards.
+
+    Args:
+        settings: Environment variables of the application and of Serve.
+    """
+    service = started_serve(folder, **settings)
+    try:
+        yield service
+    finally:
+        service.local.stop()
+        assert not service.local.processes()
+
+
+def started_serve(folder: Path, **settings: str) -> RunningServe:
+    """As ``running_serve``, to be ended by the caller."""
+    local = LocalService(folder / "run", name=f"tests-{uuid.uuid4().hex}")
+    environment = {
+        "DATABASE_URL": f"sqlite:///{folder}/data/db.sqlite3",
+        "STORAGE_URL": f"file:{folder}/data/images",
+        "MODE": "real",
+        "DETECTOR_NUM_CPUS": "0.4",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.5",
+        **settings,
+    }
+    ports = Ports(http=free_port(), haproxy_stats=free_port(), haproxy_metrics=free_port())
+    local.start(environment, ports)
+    return RunningServe(f"http://127.0.0.1:{ports.http}", folder, environment, local)
