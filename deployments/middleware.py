@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Collection
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -16,11 +17,31 @@ _REQUEST_ID_HEADER = "X-Request-ID"
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
+def proxy_middlewares() -> list[Middleware]:
+    """What Ray Serve puts around all of its own handling; ``serve.env`` names this function."""
+    return [Middleware(SaneRequestIdMiddleware)]
+
+
+class SaneRequestIdMiddleware:
+    """Puts a new id in the place of one that should not be repeated in logs and responses.
+
+    Ray Serve repeats whatever the client sent, before and after the application has its say; so this stands around it.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not _is_sane(Headers(scope=scope).get(_REQUEST_ID_HEADER, "-")):
+            MutableHeaders(scope=scope)[_REQUEST_ID_HEADER] = str(uuid.uuid4())
+        await self._app(scope, receive, send)
+
+
 class RequestIdMiddleware:
     """Gives every request an id, the client's own if it sent a sane one, and tells it in the response.
 
-    Ray Serve writes the header into every response already, with whatever the client sent. So this one adds it only
-    where Serve is not, or where the client's id is not one that should be repeated as ours.
+    Ray Serve writes the header into every response already. So this one adds it only where Serve is not, or where
+    Serve runs without ``proxy_middlewares`` and so repeats an id that should not be.
     """
 
     def __init__(self, app: ASGIApp, is_behind_serve: bool) -> None:
@@ -32,7 +53,7 @@ class RequestIdMiddleware:
             await self._app(scope, receive, send)
             return
         sent = Headers(scope=scope).get(_REQUEST_ID_HEADER, "")
-        is_sane = _SANE_REQUEST_ID.fullmatch(sent) is not None
+        is_sane = _is_sane(sent)
         request_id = sent if is_sane else str(uuid.uuid4())
         scope.setdefault("state", {})["request_id"] = request_id
 
@@ -115,6 +136,10 @@ class InternalErrorMiddleware:
             detail = "the service made a mistake; its log tells more under this request id"
             document = problem_document(500, "Internal error", detail, scope["path"], request_id_of(scope))
             await problem_response(scope, document, {}, error)(scope, receive, send)
+
+
+def _is_sane(request_id: str) -> bool:
+    return _SANE_REQUEST_ID.fullmatch(request_id) is not None
 
 
 def _hash(key: str) -> bytes:

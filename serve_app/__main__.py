@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from circles.settings import Settings
 from serve_app.local import ROOT, LocalService, LocalServiceError, Ports, stop_all
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
@@ -125,6 +127,10 @@ def endpoints() -> None:
 
 
 def _start(service: LocalService, mode: str, port: int) -> None:
+    try:
+        Settings.model_validate({"mode": mode})
+    except ValidationError as error:
+        _fail(error)
     console.print(f"starting the application in {mode} mode, log in {service.log_path}")
     try:
         service.start({"MODE": mode}, Ports.from_environment(http=port))

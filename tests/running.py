@@ -1,7 +1,6 @@
 """Services for tests, each with ports and a data folder of its own."""
 
 import contextlib
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,14 +15,7 @@ from circles.settings import Settings
 from deployments.api import create_api
 from deployments.async_detectors import AsyncDetector
 from deployments.services import Services, open_services
-
-
-def free_port() -> int:
-    """A port that nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+from serve_app.local import free_port
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:

@@ -9,8 +9,7 @@ from pathlib import Path
 import httpx2
 import psutil
 
-from serve_app.local import LocalService, Ports
-from tests.running import free_port
+from serve_app.local import LocalService, Ports, free_port
 
 
 @dataclass

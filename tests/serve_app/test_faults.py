@@ -1,6 +1,7 @@
 """A real Serve, taken apart while it works: what was acknowledged stays."""
 
 import hashlib
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -130,7 +131,9 @@ def test_min_score_reaches_running_replicas_without_a_restart(service: RunningSe
         changed.write_text(yaml.safe_dump(config))
         serve = str(Path(sys.executable).parent / "serve")
         address = str(service.local.running().dashboard_url)
-        subprocess.run([serve, "deploy", "-a", address, str(changed)], check=True, capture_output=True)
+        # Ray asks for the token of its local clusters, which `serve` only shows when told to.
+        environment = {**os.environ, "RAY_AUTH_MODE": "token"}
+        subprocess.run([serve, "deploy", "-a", address, str(changed)], env=environment, check=True, capture_output=True)
         wait_until(partial(_has_min_score, client, min_score))
         body = client.get(location).json()
         assert body["detection"]["min_score"] == min_score
@@ -141,8 +144,9 @@ def test_min_score_reaches_running_replicas_without_a_restart(service: RunningSe
 def test_second_service_on_the_same_folder_refuses_and_names_the_holder(service: RunningServe, tmp_path: Path) -> None:
     (holder,) = service.replica_processes("Ingress")
     folder = {key: service.environment[key] for key in ("DATABASE_URL", "STORAGE_URL")}
-    with pytest.raises(LocalServiceError, match=rf'in use by .*"pid": {holder.pid}'):
-        started_serve(tmp_path, **folder)
+    refusal = pytest.raises(LocalServiceError, match=rf'in use by .*"pid": {holder.pid}')
+    with refusal, running_serve(tmp_path, **folder):
+        pass
     with service.client() as client:
         assert client.get("/ready").status_code == 200
 
