@@ -1,17 +1,20 @@
 """``python -m serve_app``: the application on this machine, for the words of the justfile."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from circles.settings import Settings
@@ -35,19 +38,20 @@ def _service() -> LocalService:
 def start(real: Real = False, background: Background = False, port: Port = 8000) -> None:
     """Start the application, and stay until Ctrl-C unless in the background."""
     service = _service()
-    _start(service, "real" if real else "dummy", port)
-    if not background:
-        _stay(service)
+    with _ended_by_interrupt(service):
+        _start(service, "real" if real else "dummy", port)
+        if not background:
+            _stay(service)
 
 
 @cli.command()
 def dev(port: Port = 8000) -> None:
     """Start it for real, test it, evaluate it, sum up, and stay until Ctrl-C."""
     service = _service()
-    _start(service, "real", port)
-    url = service.running().url
-    try:
-        outcomes = {"integration tests": _run("pytest", "-q", "-m", "serve", "--service-url", url)}
+    with _ended_by_interrupt(service):
+        _start(service, "real", port)
+        url = service.running().url
+        outcomes = {"integration tests": _run("pytest", "-q", "-m", "serve and not control", "--service-url", url)}
         dataset = next((folder for folder in _DATASETS if folder.is_dir()), None)
         if dataset is not None:
             outcomes["evaluation"] = _run("evaluation", "--dataset", str(dataset), "--url", url)
@@ -58,11 +62,7 @@ def dev(port: Port = 8000) -> None:
             table.add_row("evaluation", "no dataset in evaluation/dataset/")
         console.print(table)
         _print_endpoints(service)
-    except KeyboardInterrupt:
-        console.print("stopping")
-        service.stop()
-        raise typer.Exit(130) from None
-    _stay(service)
+        _stay(service)
 
 
 @cli.command()
@@ -126,6 +126,17 @@ def endpoints() -> None:
         _fail(error)
 
 
+@contextlib.contextmanager
+def _ended_by_interrupt(service: LocalService) -> Iterator[None]:
+    """Leaves nothing running when Ctrl-C comes, whenever it does."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print("stopping")
+        service.stop()
+        raise typer.Exit(130) from None
+
+
 def _start(service: LocalService, mode: str, port: int) -> None:
     try:
         Settings.model_validate({"mode": mode})
@@ -136,8 +147,6 @@ def _start(service: LocalService, mode: str, port: int) -> None:
         service.start({"MODE": mode}, Ports.from_environment(http=port))
     except LocalServiceError as error:
         _fail(error)
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
     console.print(f"ready at {service.running().url}")
 
 
@@ -175,7 +184,7 @@ def _print_endpoints(service: LocalService) -> None:
 
 
 def _fail(reason: object) -> NoReturn:
-    Console(stderr=True, soft_wrap=True).print(f"[red]error:[/] {reason}")
+    Console(stderr=True, soft_wrap=True).print(f"[red]error:[/] {escape(str(reason))}")
     raise typer.Exit(1)
 
 

@@ -118,12 +118,12 @@ class LocalService:
         url = f"http://127.0.0.1:{ports.http}"
         try:
             self._wait_until_ready(self._process, url)
+            mode = child_environment.get("MODE", "real")
+            state = RunningService(self._process.pid, url, self._dashboard_url(), mode)
+            self._state_path.write_text(json.dumps(asdict(state)), encoding="utf-8")
         except BaseException:
             self.stop()
             raise
-        mode = child_environment.get("MODE", "real")
-        state = RunningService(self._process.pid, url, self._dashboard_url(), mode)
-        self._state_path.write_text(json.dumps(asdict(state)), encoding="utf-8")
 
     def wait(self) -> int:
         """Waits until the application that this object started ends; its exit status."""

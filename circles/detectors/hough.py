@@ -56,9 +56,9 @@ class HoughDetector:
         detections: list[Detection] = []
         for long_side_px in self._parameters.long_sides_px:
             scale = min(long_side_px / max(width, height), 2.0)
-            resized = _resize(grey, scale)
-            if min(resized.shape) < 8:  # too thin for HoughCircles' gradient kernels to say anything
+            if min(width, height) * scale < 8:  # too thin for HoughCircles' gradient kernels to say anything
                 continue
+            resized = _resize(grey, scale)
             blurred = cv2.medianBlur(resized, self._parameters.blur_px).astype(np.uint8, copy=False)
             for proposal in self._propose(blurred):
                 detection = self._judge(blurred, proposal, scale, width, height)
@@ -186,6 +186,5 @@ def _fit_ellipse(points: NDArray[np.float64]) -> _Ellipse | None:
 def _resize(grey: _Grey, scale: float) -> _Grey:
     if scale == 1.0:
         return grey
-    height, width = (max(1, round(side * scale)) for side in grey.shape)
     interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    return cv2.resize(grey, (width, height), interpolation=interpolation).astype(np.uint8, copy=False)
+    return cv2.resize(grey, None, fx=scale, fy=scale, interpolation=interpolation).astype(np.uint8, copy=False)
