@@ -91,7 +91,7 @@ class Settings(BaseSettings):
     detector_max_replicas: int = Field(default=2, ge=1)
     """Most detector replicas."""
 
-    detector_num_cpus: float = Field(default=0.9, gt=0)
+    detector_num_cpus: float = Field(default=0.8, gt=0)
     """Cores that Ray reserves for one detector replica."""
 
     detector_threads: int = Field(default=1, ge=1)

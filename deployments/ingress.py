@@ -45,6 +45,10 @@ class IngressDeployment:
         """Serve asks for the application once the replica is constructed."""
         return create_api(self._services, is_behind_serve=True)
 
+    def check_health(self) -> None:
+        """Asked by Serve every few seconds; a replica that raises is replaced."""
+        self._services.check_health()
+
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Takes over a changed ``user_config`` without a restart; what it leaves unset stays as in the settings."""
         min_score = UserConfig.model_validate(user_config).min_score

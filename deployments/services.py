@@ -42,17 +42,27 @@ class Services:
     # Decoded pictures and their drawn copies are large: few are in memory at once.
     drawing_turn: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
 
+    reconciling: "asyncio.Task[None] | None" = None
+
+    def check_health(self) -> None:
+        """Raises when this replica cannot keep its promises any more and should be replaced.
+
+        Raises:
+            RuntimeError: Nobody finishes pending pictures.
+        """
+        if self.reconciling is not None and self.reconciling.done():
+            raise RuntimeError("the reconciler has ended")
+
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Finishes pending work in the background until left, then gives everything back."""
-        reconciling = asyncio.create_task(self.reconciler.run(self.pipeline))
-        reconciling.add_done_callback(_log_unexpected_end)
+        self.reconciling = asyncio.create_task(self.reconciler.run(self.pipeline))
+        self.reconciling.add_done_callback(_log_unexpected_end)
         try:
             yield
         finally:
-            reconciling.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await reconciling
+            self.reconciling.cancel()
+            await asyncio.wait([self.reconciling])
             self.database.close()
             self.lock.release()
 

@@ -189,6 +189,20 @@ def test_ready_names_what_is_away(tmp_path: Path) -> None:
         wait_until(lambda: api.client.get("/ready").status_code == 200)
 
 
+def test_replica_without_its_reconciler_is_unhealthy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with service(tmp_path, GatedDetector(FixedDetector(*FOUND))) as api:
+        api.services.check_health()
+        monkeypatch.setattr(api.services.book, "pending", _stumble)
+        api.services.reconciler.wake()
+        wait_until(lambda: api.services.reconciling is not None and api.services.reconciling.done())
+        with pytest.raises(RuntimeError, match="reconciler has ended"):
+            api.services.check_health()
+
+
+def _stumble(*_: object) -> None:
+    raise ZeroDivisionError
+
+
 def test_orphaned_files_go_after_their_grace(tmp_path: Path) -> None:
     store = ImageStore(tmp_path / "images")
     store.save(store.new_key("ab" * 32), b"left behind by a crash")
