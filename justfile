@@ -19,12 +19,12 @@ check-deps: install-deps
     @{{ python }} --version
     @{{ python }} -c 'import cv2, ray, torch; print("ray", ray.__version__, "torch", torch.__version__, "opencv", cv2.__version__)'
 
-# Write requirements.lock anew from pyproject.toml (UV_FIND_LINKS may name a folder with torch's CPU wheel)
+# Write requirements.lock from pyproject.toml, with newer versions by --upgrade (UV_FIND_LINKS may name a folder with torch's CPU wheel)
 [group('setup')]
-lock: install-deps
+lock *arguments: install-deps
     .venv/bin/uv pip compile pyproject.toml --all-extras --python-version 3.11 --generate-hashes --quiet \
         --no-annotate --no-header --no-emit-index-url --no-emit-find-links --no-emit-package torch \
-        --upgrade --output-file requirements.lock
+        {{ arguments }} --output-file requirements.lock
 
 # Serve with the real detector, test and evaluate that, sum up, stay until Ctrl-C
 [group('run')]

@@ -1,89 +1,140 @@
-"""``python -m evaluation``: judges a detector, or a running service, on an annotated dataset."""
+"""``python -m evaluation``: judges a detector, or a running service, on annotated pictures and writes a report."""
 
 import contextlib
 import os
-import sys
+import tempfile
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
-from typing import Annotated, cast, get_args
+from typing import Annotated, NoReturn, cast, get_args
 
-import cv2
-import numpy as np
+import httpx2
 import typer
 from rich.console import Console
-from rich.progress import track
+from rich.markup import escape
 from rich.table import Table
 
 from circles.detectors import DetectorName
 from circles.settings import Settings
-from evaluation.coco import AnnotatedImage, DatasetError, load_dataset
-from evaluation.metrics import Counts, count_matches, mask_jaccard, match_bboxes
-from evaluation.sources import Answer, DetectionSource, InProcessSource, ServiceSource, SourceError
+from evaluation.coco import Dataset, DatasetError, load_dataset, write_scenes
+from evaluation.report import Comparison, compare, headline_rows, write_report
+from evaluation.run import run
+from evaluation.scenes import draw_scene
+from evaluation.scores import DEFAULT_IOUS, score
+from evaluation.sources import InProcessSource, Source, opened_service
 
 _ROOT = Path(__file__).resolve().parent.parent
 _DATASETS = (_ROOT / "evaluation" / "dataset", _ROOT.parent / "shared" / "datasets" / "coins" / "val")
+_SCENE_COUNT = 50
 
 console = Console(soft_wrap=True)
 
 
 def main(
     dataset: Annotated[
-        Path | None, typer.Option(help="COCO folder; default: evaluation/dataset, if there is one.")
+        Path | None,
+        typer.Option(
+            help="COCO folder. Default: evaluation/dataset, else ../shared/datasets/coins/val, else drawn scenes."
+        ),
     ] = None,
-    detector: Annotated[str | None, typer.Option(help="Measure this detector in-process.")] = None,
-    url: Annotated[str | None, typer.Option(help="Measure the service at this address.")] = None,
+    detector: Annotated[
+        str | None, typer.Option(help=f"Measure this detector in-process: {', '.join(get_args(DetectorName))}.")
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option(help="Measure the service at this address; its key, if any, in API_KEY.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder of the report.")] = None,
+    iou: Annotated[
+        list[float] | None, typer.Option(min=0, max=1, help="Overlap from which a detection is right.")
+    ] = None,
     min_score: Annotated[
         float | None, typer.Option(min=0, max=1, help="Instead of the default of what is measured.")
     ] = None,
-    iou: Annotated[float, typer.Option(min=0, max=1, help="From which overlap a detection counts as right.")] = 0.5,
+    compare_with: Annotated[
+        Path | None, typer.Option("--compare", help="metrics.json of an earlier run on the same pictures.")
+    ] = None,
+    strict: Annotated[bool, typer.Option(help="Stop at the first bad picture instead of leaving it out.")] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes to spread in-process work over.")] = 1,
+    ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster to spread in-process work over.")] = None,
 ) -> None:
-    """Judge a detector by boxes: precision, recall and F1 by Hungarian matching, Jaccard index by pixel masks."""
+    """Judge a detector by what people annotated, and write a report."""
     if detector is not None and url is not None:
         raise typer.BadParameter("either --detector or --url")
     if detector is not None and detector not in get_args(DetectorName):
         raise typer.BadParameter(f"--detector is one of {', '.join(get_args(DetectorName))}")
-    folder = dataset or next((candidate for candidate in _DATASETS if candidate.is_dir()), None)
-    if folder is None:
-        raise typer.BadParameter("there is no evaluation/dataset/; name a folder with --dataset")
-    cv2.setNumThreads(1)
     try:
-        images = load_dataset(folder)
         with contextlib.ExitStack() as stack:
-            source: DetectionSource
+            data = stack.enter_context(_opened_dataset(dataset, strict))
+            source: Source
             if url is not None:
-                source = stack.enter_context(ServiceSource(url, min_score, os.environ.get("API_KEY")))
+                source = stack.enter_context(opened_service(url, os.environ.get("API_KEY")))
             else:
-                name = cast(DetectorName, detector or Settings().detector)
-                source = InProcessSource(name, min_score)
-            answers = [source.detect(image.path) for image in track(images, "detecting", console=console)]
-    except (DatasetError, SourceError) as error:
-        Console(stderr=True, soft_wrap=True).print(f"[red]error:[/] {error}")
-        sys.exit(1)
-    _print_scores(f"{source.description} on {folder}", images, answers, iou)
+                source = InProcessSource(cast(DetectorName, detector or Settings().detector), jobs, ray)
+            has_gaps = _judge(data, source, output, iou or list(DEFAULT_IOUS), min_score, compare_with)
+    except DatasetError as error:
+        _fail(error)
+    except httpx2.HTTPError as error:
+        _fail(f"{url}: {error}")
+    if has_gaps:
+        raise typer.Exit(2)
 
 
-def _print_scores(title: str, images: list[AnnotatedImage], answers: list[Answer], iou: float) -> None:
-    counts = Counts()
-    jaccards: list[float] = []
-    ious: list[float] = []
-    for image, answer in zip(images, answers, strict=True):
-        bboxes = [detection.bbox for detection in answer.detections]
-        counts += count_matches(bboxes, image.truth, iou)
-        ious += [match.iou for match in match_bboxes(bboxes, image.truth, iou)]
-        jaccards.append(mask_jaccard(bboxes, image.truth, image.width, image.height))
-    table = Table("measure", "value", title=title)
-    for name, value in (
-        ("images", f"{len(images)}"),
-        ("objects", f"{sum(len(image.truth) for image in images)}"),
-        (f"precision at IoU {iou:g}", f"{counts.precision:.4f}"),
-        (f"recall at IoU {iou:g}", f"{counts.recall:.4f}"),
-        (f"F1 at IoU {iou:g}", f"{counts.f1:.4f}"),
-        ("mean IoU of matches", f"{np.mean(ious) if ious else float('nan'):.4f}"),
-        ("mean Jaccard index", f"{np.mean(jaccards) if jaccards else float('nan'):.4f}"),
-        ("seconds an image, median", f"{median(answer.seconds for answer in answers):.4f}"),
-    ):
-        table.add_row(name, value)
-    console.print(table)
+def _judge(
+    data: Dataset,
+    source: Source,
+    output: Path | None,
+    ious: list[float],
+    min_score: float | None,
+    compare_with: Path | None,
+) -> bool:
+    """Runs, prints and writes the report; whether pictures are missing from it for want of an answer."""
+    for problem in data.problems:
+        console.print(f"[yellow]left out:[/] {escape(str(problem))}")
+    outcome = run(data, source, console)
+    for failure in outcome.failures:
+        console.print(f"[red]no answer:[/] {escape(str(failure))}")
+    if not outcome.results:
+        _fail("there is no picture with an answer, so nothing to report")
+    scores = score(outcome.results, source.min_score if min_score is None else min_score, ious)
+    comparison = None if compare_with is None else compare(scores, compare_with)
+    time = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    folder = output or _ROOT / "evaluation" / "output" / f"{data.name}-{source.name}-{time}"
+    metrics = write_report(folder, data, source, outcome, scores, comparison)
+    console.print(f"{source.description}, on {data.folder}", highlight=False)
+    console.print(_table(metrics, comparison))
+    console.print(f"report: {folder / 'report.html'}", highlight=False)
+    return bool(outcome.failures) or outcome.is_interrupted
+
+
+@contextlib.contextmanager
+def _opened_dataset(folder: Path | None, strict: bool) -> Iterator[Dataset]:
+    chosen = folder or next((candidate for candidate in _DATASETS if candidate.is_dir()), None)
+    if chosen is not None:
+        yield load_dataset(chosen, is_strict=strict)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        console.print(f"no dataset: drawing {_SCENE_COUNT} scenes")
+        scenes = Path(temporary) / "drawn-scenes"
+        write_scenes(scenes, (draw_scene(seed) for seed in range(_SCENE_COUNT)))
+        yield load_dataset(scenes, is_strict=strict)
+
+
+def _table(metrics: dict[str, object], comparison: Comparison | None) -> Table:
+    table = Table("measure")
+    for column in ("value", "95 % interval"):
+        table.add_column(column, justify="right")
+    if comparison is not None:
+        for column in (f"difference to {comparison.name}", "95 % interval"):
+            table.add_column(column, justify="right")
+    for row in headline_rows(metrics, comparison):
+        cells = [row.name, row.value, row.interval]
+        table.add_row(*cells, *([row.difference, row.difference_interval] if comparison else []))
+    return table
+
+
+def _fail(reason: object) -> NoReturn:
+    Console(stderr=True, soft_wrap=True).print(f"[red]error:[/] {escape(str(reason))}")
+    raise typer.Exit(1)
 
 
 if __name__ == "__main__":
