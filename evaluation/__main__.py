@@ -55,6 +55,7 @@ def main(
     ] = None,
     strict: Annotated[bool, typer.Option(help="Stop at the first bad picture instead of leaving it out.")] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Processes to spread in-process work over.")] = 1,
+    more_ious: Annotated[list[float] | None, typer.Argument(hidden=True)] = None,
     ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster to spread in-process work over.")] = None,
 ) -> None:
     """Judge a detector by what people annotated, and write a report."""
@@ -62,6 +63,9 @@ def main(
         raise typer.BadParameter("either --detector or --url")
     if detector is not None and detector not in get_args(DetectorName):
         raise typer.BadParameter(f"--detector is one of {', '.join(get_args(DetectorName))}")
+    if more_ious and not iou:  # they may stand behind one --iou, as well as behind one each
+        raise typer.BadParameter(f"unexpected: {more_ious}")
+    ious = [*(iou or DEFAULT_IOUS), *(more_ious or [])]
     try:
         with contextlib.ExitStack() as stack:
             data = stack.enter_context(_opened_dataset(dataset, strict))
@@ -70,7 +74,7 @@ def main(
                 source = stack.enter_context(opened_service(url, os.environ.get("API_KEY")))
             else:
                 source = InProcessSource(cast(DetectorName, detector or Settings().detector), jobs, ray)
-            has_gaps = _judge(data, source, output, iou or list(DEFAULT_IOUS), min_score, compare_with)
+            has_gaps = _judge(data, source, output, ious, min_score, compare_with)
     except DatasetError as error:
         _fail(error)
     except httpx2.HTTPError as error:

@@ -140,7 +140,7 @@ class ServiceSource:
                     self._client.delete(f"/images/{hashlib.sha256(image_bytes).hexdigest()}").raise_for_status()
         if body["detection"] is None:
             return Answer((), seconds, f"detection is {body['status']}: {body['error']}")
-        return Answer(tuple(_detection(entry) for entry in body["detection"]["detections"]), seconds)
+        return Answer(tuple(detection_of(entry) for entry in body["detection"]["detections"]), seconds)
 
 
 @contextmanager
@@ -180,6 +180,7 @@ def _is_worth_another_try(error: Exception) -> bool:
     return isinstance(error, httpx2.HTTPError)
 
 
-def _detection(entry: dict[str, Any]) -> Detection:
+def detection_of(entry: dict[str, Any]) -> Detection:
+    """An object of the HTTP API as a detection."""
     circle = Circle(entry["centroid"]["x"], entry["centroid"]["y"], entry["radius"])
     return Detection(circle, BBox(*entry["bbox"]), entry["score"], entry["label"])
