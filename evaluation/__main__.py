@@ -2,8 +2,6 @@
 
 import contextlib
 import os
-import tempfile
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, NoReturn, cast, get_args
@@ -25,6 +23,7 @@ from evaluation.sources import InProcessSource, Source, opened_service
 
 _ROOT = Path(__file__).resolve().parent.parent
 _DATASETS = (_ROOT / "evaluation" / "dataset", _ROOT.parent / "shared" / "datasets" / "coins" / "val")
+_OUTPUT = _ROOT / "evaluation" / "output"
 _SCENE_COUNT = 50
 
 console = Console(soft_wrap=True)
@@ -68,7 +67,7 @@ def main(
     ious = [*(iou or DEFAULT_IOUS), *(more_ious or [])]
     try:
         with contextlib.ExitStack() as stack:
-            data = stack.enter_context(_opened_dataset(dataset, strict))
+            data = _dataset(dataset, strict)
             source: Source
             if url is not None:
                 source = stack.enter_context(opened_service(url, os.environ.get("API_KEY")))
@@ -102,7 +101,7 @@ def _judge(
     scores = score(outcome.results, source.min_score if min_score is None else min_score, ious)
     comparison = None if compare_with is None else compare(scores, compare_with)
     time = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    folder = output or _ROOT / "evaluation" / "output" / f"{data.name}-{source.name}-{time}"
+    folder = output or _OUTPUT / f"{data.name}-{source.name}-{time}"
     metrics = write_report(folder, data, source, outcome, scores, comparison)
     console.print(f"{source.description}, on {data.folder}", highlight=False)
     console.print(_table(metrics, comparison))
@@ -110,17 +109,14 @@ def _judge(
     return bool(outcome.failures) or outcome.is_interrupted
 
 
-@contextlib.contextmanager
-def _opened_dataset(folder: Path | None, strict: bool) -> Iterator[Dataset]:
+def _dataset(folder: Path | None, is_strict: bool) -> Dataset:
+    """The dataset asked for, else the one at hand, else drawn scenes."""
     chosen = folder or next((candidate for candidate in _DATASETS if candidate.is_dir()), None)
-    if chosen is not None:
-        yield load_dataset(chosen, is_strict=strict)
-        return
-    with tempfile.TemporaryDirectory() as temporary:
+    if chosen is None:
         console.print(f"no dataset: drawing {_SCENE_COUNT} scenes")
-        scenes = Path(temporary) / "drawn-scenes"
-        write_scenes(scenes, (draw_scene(seed) for seed in range(_SCENE_COUNT)))
-        yield load_dataset(scenes, is_strict=strict)
+        chosen = _OUTPUT / "drawn-scenes"
+        write_scenes(chosen, (draw_scene(seed) for seed in range(_SCENE_COUNT)))
+    return load_dataset(chosen, is_strict=is_strict)
 
 
 def _table(metrics: dict[str, object], comparison: Comparison | None) -> Table:

@@ -20,6 +20,7 @@ from circles.imaging import encode_jpeg, read_header
 from evaluation.scenes import Scene
 
 _ANNOTATION_FILES = (("_annotations.coco.json", "."), ("annotations.json", "images"))
+_PARTS_OF_SETS = {"train", "val", "valid", "test", "dataset"}
 _MAX_OUTSIDE_PX = 1.0  # boxes reach beyond their picture by rounding
 _POLYGON_CORNERS = 36
 CATEGORY_ID = 1
@@ -75,8 +76,9 @@ class Dataset:
 
     @property
     def name(self) -> str:
-        """Two parts of the path say more than one: ``coins-val``."""
-        return "-".join(part for part in self.folder.resolve().parts[-2:] if part != "/")
+        """The folder's name, with its parent's before it where it is but a part of a set: ``coins-val``."""
+        folder = self.folder.resolve()
+        return f"{folder.parent.name}-{folder.name}" if folder.name in _PARTS_OF_SETS else folder.name
 
 
 def load_dataset(folder: Path, *, is_strict: bool = False) -> Dataset:

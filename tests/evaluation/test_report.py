@@ -153,14 +153,14 @@ def test_thresholds_are_those_asked_for(scenes: Path, tmp_path: Path) -> None:
         assert set(metrics_of(tmp_path / str(number))["at_iou"]) == {"0.4", "0.5", "0.6", "0.75"}
 
 
-def test_scenes_are_drawn_where_there_is_no_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scenes_are_drawn_where_there_is_no_dataset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     command = importlib.import_module("evaluation.__main__")
     monkeypatch.setattr(command, "_DATASETS", ())
+    monkeypatch.setattr(command, "_OUTPUT", tmp_path)
     monkeypatch.setattr(command, "_SCENE_COUNT", 2)
-    with command._opened_dataset(None, strict=False) as dataset:
-        assert len(dataset.images) == 2
-        assert all(image.path.is_file() for image in dataset.images)
-    assert not dataset.folder.exists()
+    dataset = command._dataset(None, is_strict=False)
+    assert (dataset.name, len(dataset.images)) == ("drawn-scenes", 2)
+    assert all(image.path.is_file() for image in dataset.images)
 
 
 def test_over_http_the_detections_are_the_same(report: Path, scenes: Path, tmp_path: Path) -> None:
