@@ -12,7 +12,7 @@ from deployments.middleware import (
     InternalErrorMiddleware,
     RequestIdMiddleware,
 )
-from deployments.problems import install_problem_handlers
+from deployments.problems import install_problem_handlers, problem_responses
 from deployments.routes import images, objects, system
 from deployments.services import Services
 
@@ -41,7 +41,8 @@ def create_api(services: Services, *, is_behind_serve: bool) -> FastAPI:
         redoc_url=None,
     )
     app.state.services = services
-    api = APIRouter()
+    # What every route may answer; also keeps FastAPI from documenting its own kind of 422.
+    api = APIRouter(responses=problem_responses(401, 422, 500, 503))
     for router in (images.router, objects.router, system.router):
         api.include_router(router)
     app.include_router(api, prefix=_API_PREFIX)

@@ -117,13 +117,20 @@ class ImagePipeline:
             await _in_thread(self._book.discard, staging.result())
 
 
+# The event loop itself holds tasks weakly: one that nobody awaits any more could vanish half-way.
+_detached: "set[asyncio.Task[Any]]" = set()
+
+
 def detached(work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
     """Runs work that a disconnecting client must not stop halfway.
 
     In a context of its own: Ray Serve ends the handle calls of a request whose client went away, and it knows them by
     the context they were made in.
     """
-    return asyncio.create_task(work, context=contextvars.Context())
+    task = asyncio.create_task(work, context=contextvars.Context())
+    _detached.add(task)
+    task.add_done_callback(_detached.discard)
+    return task
 
 
 async def _in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

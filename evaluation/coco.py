@@ -98,8 +98,11 @@ def load_dataset(folder: Path, *, is_strict: bool = False) -> Dataset:
         raise DatasetError(f"{annotation_file} cannot be read as JSON: {error}") from error
     try:
         reasons = _reasons_in_file(content)
-        images = [_image(entry, content, image_folder) for entry in content["images"]]
-        strays = {annotation["image_id"] for annotation in content["annotations"]} - {i.image_id for i in images}
+        truth: dict[int, list[Truth]] = {}
+        for annotation in content["annotations"]:
+            truth.setdefault(annotation["image_id"], []).append(_truth(annotation))
+        images = [_image(entry, truth.get(entry["id"], []), image_folder) for entry in content["images"]]
+        strays = truth.keys() - {image.image_id for image in images}
     except (KeyError, TypeError, ValueError) as error:
         raise DatasetError(f"{annotation_file} is not a COCO detection file: {error!r}") from error
     problems = [Problem(image_id, None, "annotated, but not among the file's images") for image_id in sorted(strays)]
@@ -197,11 +200,9 @@ def _find_annotations(folder: Path) -> tuple[Path, Path]:
     raise DatasetError(f"{folder} holds no {names}")
 
 
-def _image(entry: dict[str, Any], content: dict[str, Any], image_folder: Path) -> AnnotatedImage:
-    truth = tuple(_truth(a) for a in content["annotations"] if a["image_id"] == entry["id"])
-    return AnnotatedImage(
-        entry["id"], image_folder / entry["file_name"], int(entry["width"]), int(entry["height"]), truth
-    )
+def _image(entry: dict[str, Any], truth: Sequence[Truth], image_folder: Path) -> AnnotatedImage:
+    path = image_folder / entry["file_name"]
+    return AnnotatedImage(entry["id"], path, int(entry["width"]), int(entry["height"]), tuple(truth))
 
 
 def _truth(annotation: dict[str, Any]) -> Truth:

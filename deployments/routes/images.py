@@ -1,8 +1,7 @@
 """Images: upload, list, look at, detect again, delete."""
 
 import asyncio
-from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated
 
 import anyio.to_thread
 from fastapi import APIRouter, Header, Path, Query, Request, Response
@@ -14,7 +13,7 @@ from circles.errors import CirclesError
 from circles.imaging import decode_image, encode_jpeg
 from circles.storage.database import ImageRecord, Status
 from deployments.pipeline import Uploaded, detached
-from deployments.problems import RequestError, problem_document, problem_of, request_id_of
+from deployments.problems import RequestError, problem_document, problem_of, problem_responses, request_id_of
 from deployments.schemas import BatchBody, BatchResult, ImageBody, ImageListBody, ImageListItem, ProblemBody
 from deployments.services import MinScoreParameter, Services, ServicesParameter
 from deployments.uploads import MAX_BATCH_FILES, Upload, open_batch, read_file, read_upload
@@ -26,14 +25,6 @@ COLLECTION_PATH = "/images/"  # the one path that is declared with a slash at it
 ImageId = Annotated[str, Path(description="SHA-256 of the uploaded bytes")]
 
 _BATCH_CONCURRENCY = 4
-
-_PROBLEM = {"model": ProblemBody, "content": {"application/problem+json": {}}}
-
-
-def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI's description of problem answers with these status codes."""
-    return {status: {**_PROBLEM, "description": HTTPStatus(status).phrase} for status in statuses}
-
 
 _BINARY = {"type": "string", "format": "binary"}
 _UPLOAD_BODY = {
@@ -59,7 +50,7 @@ _BATCH_SCHEMA = {
     responses={
         200: {"model": ImageBody, "description": "These bytes are here already"},
         202: {"model": ImageBody, "description": "Kept; detection will follow"},
-        **problems(400, 413, 415, 422, 429, 503, 507),
+        **problem_responses(400, 413, 415, 422, 429, 503, 507),
     },
     openapi_extra={"requestBody": _UPLOAD_BODY},
 )
@@ -80,7 +71,7 @@ async def upload_image(
 
 @router.post(
     "/images/batch",
-    responses=problems(400, 413, 415, 429),
+    responses=problem_responses(400, 413, 415, 429),
     openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _BATCH_SCHEMA}}}},
 )
 async def upload_batch(request: Request, services: ServicesParameter, min_score: MinScoreParameter) -> BatchBody:
@@ -99,7 +90,7 @@ async def upload_batch(request: Request, services: ServicesParameter, min_score:
         slot.release()
 
 
-@router.get(COLLECTION_PATH, responses=problems(422))
+@router.get(COLLECTION_PATH, responses=problem_responses(422))
 async def list_images(
     services: ServicesParameter,
     min_score: MinScoreParameter,
@@ -118,20 +109,20 @@ async def list_images(
     )
 
 
-@router.get("/images/{image_id}", responses=problems(404))
+@router.get("/images/{image_id}", responses=problem_responses(404))
 async def get_image(image_id: ImageId, services: ServicesParameter, min_score: MinScoreParameter) -> ImageBody:
     """One image with its objects."""
     record = await anyio.to_thread.run_sync(services.book.get, image_id)
     return ImageBody.of(record, min_score)
 
 
-@router.delete("/images/{image_id}", status_code=204, responses=problems(404))
+@router.delete("/images/{image_id}", status_code=204, responses=problem_responses(404))
 async def delete_image(image_id: ImageId, services: ServicesParameter) -> None:
     """Removes file, row and objects."""
     await anyio.to_thread.run_sync(services.book.delete, image_id)
 
 
-@router.post("/images/{image_id}/detection", responses=problems(404, 500, 503))
+@router.post("/images/{image_id}/detection", responses=problem_responses(404, 500, 503))
 async def detect_again(image_id: ImageId, services: ServicesParameter, min_score: MinScoreParameter) -> ImageBody:
     """Detects again with the detector now running."""
     slot = services.admission.enter()
@@ -143,7 +134,7 @@ async def detect_again(image_id: ImageId, services: ServicesParameter, min_score
 @router.get(
     "/images/{image_id}/content",
     response_class=Response,
-    responses={200: {"content": {"image/*": {}}}, 304: {"description": "Not Modified"}, **problems(404)},
+    responses={200: {"content": {"image/*": {}}}, 304: {"description": "Not Modified"}, **problem_responses(404)},
 )
 async def get_content(
     image_id: ImageId, services: ServicesParameter, if_none_match: Annotated[str, Header()] = ""
@@ -167,7 +158,7 @@ async def get_content(
 @router.get(
     "/images/{image_id}/annotated",
     response_class=Response,
-    responses={200: {"content": {"image/jpeg": {}}}, **problems(404, 409)},
+    responses={200: {"content": {"image/jpeg": {}}}, **problem_responses(404, 409)},
 )
 async def get_annotated(image_id: ImageId, services: ServicesParameter, min_score: MinScoreParameter) -> Response:
     """The picture with its circles drawn."""
