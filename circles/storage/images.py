@@ -10,7 +10,8 @@ from pathlib import Path
 
 from circles.errors import NotFoundError, StorageFullError, StorageUnavailableError
 
-_PART_SUFFIX = ".part"
+PART_SUFFIX = ".part"
+"""Behind the key of a file that is being written."""
 
 
 class ImageStore:
@@ -47,7 +48,7 @@ class ImageStore:
             StorageUnavailableError: The folder cannot be written; likewise.
         """
         path = self._folder / key
-        part = path.with_name(path.name + _PART_SUFFIX)
+        part = path.with_name(path.name + PART_SUFFIX)
         with _errors_translated():
             try:
                 with part.open("xb") as file:

@@ -15,7 +15,7 @@ from circles.detection import ImageDetections
 from circles.errors import NotFoundError, OverloadedError
 from circles.imaging import ImageHeader
 from circles.storage.database import Database, ImagePage, ImageRecord, ObjectRecord, Status, object_records
-from circles.storage.images import ImageStore
+from circles.storage.images import PART_SUFFIX, ImageStore
 
 _SWEEP_BATCH = 500
 
@@ -179,7 +179,8 @@ class RecordBook:
             # The staged keys are read before the rows: a key that leaves the set in between has its row by then.
             with self._staged_lock:
                 staged = set(self._staged_keys)
-            orphans = set(keys) - staged - self._database.named_keys(keys)
+            named = self._database.named_keys(keys)
+            orphans = [key for key in keys if key not in named and key.removesuffix(PART_SUFFIX) not in staged]
             for key in orphans:
                 self._images.delete(key)
             removed += len(orphans)

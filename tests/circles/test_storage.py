@@ -146,6 +146,20 @@ def test_sweep_removes_only_old_files_that_no_row_names(tmp_path: Path, book: Re
     assert files_in(tmp_path / "images") == {named.storage_key, staged}
 
 
+def test_sweep_lets_a_file_be_that_is_just_being_written(
+    tmp_path: Path, book: RecordBook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def sweep_and_rename(path: Path, target: Path) -> Path:
+        assert book.sweep(grace_s=0) == 0
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", sweep_and_rename)
+    record, _ = add(book, b"bytes", found(0.9))
+    assert book.load(record) == b"bytes"
+
+
 def test_retry_sweep_and_delete_at_once_take_nothing_that_was_acknowledged(tmp_path: Path, book: RecordBook) -> None:
     """Many uploads of few pictures, deletions and sweeps without any grace, all at the same time.
 
@@ -189,8 +203,10 @@ def test_retry_sweep_and_delete_at_once_take_nothing_that_was_acknowledged(tmp_p
 
     with ThreadPoolExecutor(8) as pool:
         deleting, sweeping = pool.submit(deletions), pool.submit(sweeps)
-        made = sum(pool.map(uploads, range(5)))
-        stop.set()
+        try:
+            made = sum(pool.map(uploads, range(5)))
+        finally:
+            stop.set()
         deleted = deleting.result()
         sweeping.result()
     assert deleted > 0
