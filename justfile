@@ -19,7 +19,7 @@ check-deps: install-deps
     @{{ python }} --version
     @{{ python }} -c 'import cv2, ray, torch; print("ray", ray.__version__, "torch", torch.__version__, "opencv", cv2.__version__)'
 
-# Write requirements.lock from pyproject.toml, with newer versions by --upgrade (UV_FIND_LINKS may name a folder with torch's CPU wheel)
+# Write requirements.lock from pyproject.toml; with --upgrade in newer versions
 [group('setup')]
 lock *arguments: install-deps
     .venv/bin/uv pip compile pyproject.toml --all-extras --python-version 3.11 --generate-hashes --quiet \
@@ -72,7 +72,7 @@ endpoints: install-deps
 test manual='': install-deps
     {{ python }} -m pytest {{ manual }}
 
-# Run the unit tests alone: no Serve, seconds in all
+# Run the unit tests alone: no Serve, about a minute
 [group('check')]
 pytest: install-deps
     {{ python }} -m pytest -m "not serve"

@@ -105,6 +105,7 @@ def _judge(
     metrics = write_report(folder, data, source, outcome, scores, comparison)
     console.print(f"{source.description}, on {data.folder}", highlight=False)
     console.print(_table(metrics, comparison))
+    console.print("seconds an image: median {median:.4f}, 95th percentile {p95:.4f}".format(**metrics["seconds"]))
     console.print(f"report: {folder / 'report.html'}", highlight=False)
     return bool(outcome.failures) or outcome.is_interrupted
 

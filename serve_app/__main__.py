@@ -1,6 +1,7 @@
 """``python -m serve_app``: the application on this machine, for the words of the justfile."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -51,15 +52,18 @@ def dev(port: Port = 8000) -> None:
     with _ended_by_interrupt(service):
         _start(service, "real", port)
         url = service.running().url
-        outcomes = {"integration tests": _run("pytest", "-q", "-m", "serve and not control", "--service-url", url)}
+        table = Table("check", "outcome", title="summary")
+        is_passed = _run("pytest", "-q", "-m", "serve and not control", "--service-url", url)
+        table.add_row("integration tests", _outcome(is_passed))
         dataset = next((folder for folder in _DATASETS if folder.is_dir()), None)
-        if dataset is not None:
-            outcomes["evaluation"] = _run("evaluation", "--dataset", str(dataset), "--url", url)
-        table = Table("check", "outcome")
-        for name, is_passed in outcomes.items():
-            table.add_row(name, "[green]passed[/]" if is_passed else "[red]failed[/]")
         if dataset is None:
             table.add_row("evaluation", "no dataset in evaluation/dataset/")
+        else:
+            output = ROOT / "evaluation" / "output" / "dev"
+            is_passed = _run("evaluation", "--dataset", str(dataset), "--url", url, "--output", str(output))
+            table.add_row("evaluation", _outcome(is_passed))
+            if is_passed:
+                _add_results(table, output)
         console.print(table)
         _print_endpoints(service)
         _stay(service)
@@ -167,6 +171,20 @@ def _stay(service: LocalService) -> None:
 def _run(module: str, *arguments: str) -> bool:
     console.rule(f"python -m {module} {' '.join(arguments)}")
     return subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, check=False).returncode == 0  # noqa: S603
+
+
+def _outcome(is_passed: bool) -> str:
+    return "[green]passed[/]" if is_passed else "[red]failed[/]"
+
+
+def _add_results(table: Table, output: Path) -> None:
+    """The evaluation's main numbers."""
+    metrics = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
+    table.add_row("pictures, objects", f"{metrics['images']}, {metrics['objects']}")
+    table.add_row("F1 at IoU 0.5", f"{metrics['f1_50']:.4f}")
+    table.add_row("mean Jaccard index", f"{metrics['jaccard']:.4f}")
+    table.add_row("seconds an upload", f"{metrics['seconds']['median']:.3f} (median)")
+    table.add_row("report", str(output / "report.html"))
 
 
 def _print_endpoints(service: LocalService) -> None:

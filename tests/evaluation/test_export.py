@@ -1,6 +1,8 @@
 """First annotations for labelling tools."""
 
 import json
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -72,3 +74,27 @@ def test_records_of_a_service(tmp_path: Path) -> None:
     assert [len(image.detections) for image in shown] == [1, 1, 1]
     assert [len(image.detections) for image in everything] == [2, 2, 2]
     assert everything[0].detections[0].circle == Circle(90, 110, 40)
+
+
+@pytest.mark.parametrize("tool", ["coco", "label-studio", "cvat"])
+def test_command_writes_a_file(tmp_path: Path, tool: str) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.jpg").write_bytes(disc_jpeg(1))
+    output = tmp_path / "labels"
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "evaluation.export",
+        "--images",
+        tmp_path / "pictures",
+        "-f",
+        tool,
+        "-o",
+        output,
+    ]
+    process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert process.returncode == 0, process.stderr
+    assert "1 pictures, 2 objects" in process.stderr
+    content = output.read_text()
+    assert "a.jpg" in content
+    assert ET.fromstring(content) is not None if tool == "cvat" else json.loads(content)
