@@ -61,9 +61,8 @@ class Reconciler:
         resting = {image_id for image_id, (_, not_before) in self._setbacks.items() if not_before > now}
         excluded = resting.union(self._in_work)
         records = await anyio.to_thread.run_sync(self._book.pending, free, excluded)
-        if (
-            len(records) < free
-        ):  # no more are pending than these, so what was set back before and is not here is history
+        if len(records) < free:
+            # No more are pending than these, so what was set back before and is not among them is history.
             waiting = excluded.union(record.image_id for record in records)
             self._setbacks = {key: setback for key, setback in self._setbacks.items() if key in waiting}
         for record in records:

@@ -323,8 +323,8 @@ def test_data_folder_has_one_holder_who_is_named(tmp_path: Path) -> None:
 
 def test_data_folder_lock_ends_with_its_process(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from circles.storage.lock import DataFolderLock;"
-        "lock = DataFolderLock(Path(sys.argv[1]), 'a doomed service'); print('locked', flush=True); time.sleep(600)"
+        "import signal, sys; from pathlib import Path; from circles.storage.lock import DataFolderLock;"
+        "lock = DataFolderLock(Path(sys.argv[1]), 'a doomed service'); print('locked', flush=True); signal.pause()"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as process:
         try:
