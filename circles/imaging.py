@@ -145,7 +145,8 @@ def _orientation(picture: Image.Image) -> int:
     if picture.format == "TIFF":  # Pillow turns TIFF files by itself, and tells their upright size
         return 1
     try:
-        orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
+        # Of the class itself: PNG's own method decodes all pixels to look for EXIF behind them.
+        orientation = Image.Image.getexif(picture).get(ExifTags.Base.Orientation, 1)
     # Damaged EXIF must not cost the user the picture: viewers ignore it too. What it raises is not a closed set.
     except Exception:  # noqa: BLE001
         return 1

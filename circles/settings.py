@@ -73,6 +73,9 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(default=25 * 2**20, ge=1)
     """Largest picture file, in bytes."""
 
+    upload_timeout_s: float = Field(default=120.0, gt=0)
+    """Seconds a client has to send an upload; then it is answered 408."""
+
     max_image_pixels: int = Field(default=50_000_000, ge=1)
     """Largest picture, in pixels; checked in its header."""
 
@@ -131,6 +134,11 @@ class Settings(BaseSettings):
         if self.min_score is not None:
             return self.min_score
         return default_min_score("dummy" if self.mode == "dummy" else self.detector)
+
+    @property
+    def drain_timeout_s(self) -> float:
+        """How long a replica that is to go may work on what it has begun."""
+        return self.detection_timeout_s + 5.0
 
     @property
     def api_key_list(self) -> list[str]:

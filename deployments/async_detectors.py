@@ -5,6 +5,7 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, Protocol
 
+import grpc
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
@@ -79,13 +80,17 @@ class ReplicaDetector:
     async def _ask(self, image_bytes: bytes) -> DetectionOutcome:
         try:
             outcome: DetectionOutcome = await self._handle.detect.remote(image_bytes)
-        # RayError: the replica died or cannot be reached; RayServeException: no replica, or their queue is full.
-        except (RayError, RayServeException) as error:
+        # RayError: the replica died or cannot be reached; RayServeException: no replica, or their queue is full;
+        # RpcError: the connection to a replica broke on the way.
+        except (RayError, RayServeException, grpc.RpcError) as error:
             raise DetectorUnavailableError(f"the detector did not answer: {type(error).__name__}") from error
         return outcome
 
     def state(self) -> DetectorState:
-        application = serve.status().applications.get(self._app_name)
+        try:
+            application = serve.status().applications.get(self._app_name)
+        except (RayError, RayServeException) as error:
+            raise DetectorUnavailableError(f"Serve's controller does not answer: {type(error).__name__}") from error
         deployment = application.deployments.get(self._deployment_name) if application else None
         if deployment is None:
             raise DetectorUnavailableError("the detector is not deployed")

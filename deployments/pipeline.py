@@ -9,7 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 import anyio.to_thread
 
 from circles.detection import ImageDetections
-from circles.errors import DetectionFailedError, DetectorUnavailableError, ImageError
+from circles.errors import DetectionFailedError, DetectorUnavailableError
 from circles.imaging import read_header
 from circles.settings import Settings
 from circles.storage.database import ImageRecord
@@ -77,7 +77,7 @@ class ImagePipeline:
 
         Raises:
             NotFoundError: There is no such image.
-            DetectionFailedError, DetectorUnavailableError: The detector failed; what was known stays.
+            ImageError, DetectionFailedError, DetectorUnavailableError: Nothing was detected; what was known stays.
             UnavailableError: Storage or database are away.
         """
         record = await _in_thread(self._book.get, image_id)
@@ -85,14 +85,10 @@ class ImagePipeline:
         return await _in_thread(self._book.get, image_id)
 
     async def finish(self, record: ImageRecord) -> None:
-        """Detects in a stored picture and writes down the outcome; raises as ``detect_again``."""
+        """Detects in a stored picture and writes down what was found; raises as ``detect_again``."""
         image_bytes = await _in_thread(self._book.load, record)
-        try:
-            found = await self._detect_in_time(image_bytes)
-        except ImageError as error:
-            await _in_thread(self._book.fail, record, error.detail)
-        else:
-            await _in_thread(self._book.finish, record, found)
+        found = await self._detect_in_time(image_bytes)
+        await _in_thread(self._book.finish, record, found)
 
     def _identify(self, image_bytes: bytes) -> tuple[str, Any]:
         return image_id_of(image_bytes), read_header(image_bytes, self._settings.max_image_pixels)

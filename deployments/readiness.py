@@ -1,12 +1,15 @@
 """Readiness: every part really tried, at most once in a while, and never for long."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 
 import anyio.to_thread
 
 from circles.errors import CirclesError
+
+logger = logging.getLogger("ray.serve")
 
 _CACHE_S = 2.0
 _CHECK_TIMEOUT_S = 5.0
@@ -44,3 +47,7 @@ class Readiness:
             return False, f"did not answer within {_CHECK_TIMEOUT_S:g} s"
         except CirclesError as error:
             return False, error.detail
+        # A probe's answer is 200 or 503, whatever a check stumbles on.
+        except Exception:
+            logger.exception("a readiness check stumbled")
+            return False, "the check failed; the log tells more"

@@ -7,7 +7,7 @@ from functools import partial
 
 import anyio.to_thread
 
-from circles.errors import CirclesError, DetectionFailedError, NotFoundError
+from circles.errors import CirclesError, DetectionFailedError, ImageError, NotFoundError
 from circles.settings import Settings
 from circles.storage.database import ImageRecord
 from circles.storage.records import RecordBook
@@ -44,8 +44,8 @@ class Reconciler:
                 try:
                     await self._take_up(pipeline)
                     if time.monotonic() >= next_sweep:
-                        await self._sweep()
                         next_sweep = time.monotonic() + _SWEEP_PERIOD_S
+                        await self._sweep()
                 except CirclesError as error:
                     logger.warning("the reconciler waits: %s", error.detail)
                 await self._rest()
@@ -73,7 +73,7 @@ class Reconciler:
     async def _finish(self, pipeline: ImagePipeline, record: ImageRecord) -> None:
         try:
             await pipeline.finish(record)
-        except (DetectionFailedError, NotFoundError) as error:
+        except (ImageError, DetectionFailedError, NotFoundError) as error:
             # Trying again would end the same way.
             await anyio.to_thread.run_sync(self._book.fail, record, error.detail)
             logger.warning("image %s failed: %s", record.image_id, error.detail)

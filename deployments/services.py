@@ -22,8 +22,8 @@ from deployments.reconciler import Reconciler
 
 logger = logging.getLogger("ray.serve")
 
-# A replica that is being replaced may still be going when its successor starts.
-_LOCK_WAIT_S = 5.0
+# Beyond the time that a replica which is being replaced may take to finish its work.
+_LOCK_SLACK_S = 5.0
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Services:
     """One replica's parts. ``min_score`` may change while the replica runs."""
 
     settings: Settings
-    lock: DataFolderLock
+    locks: list[DataFolderLock]
     database: Database
     book: RecordBook
     pipeline: ImagePipeline
@@ -64,7 +64,8 @@ class Services:
             self.reconciling.cancel()
             await asyncio.wait([self.reconciling])
             self.database.close()
-            self.lock.release()
+            for lock in self.locks:
+                lock.release()
 
 
 def open_services(settings: Settings, detector: AsyncDetector, holder: str) -> Services:
@@ -77,13 +78,21 @@ def open_services(settings: Settings, detector: AsyncDetector, holder: str) -> S
         DataFolderLockedError: Another service uses the data folder.
         DatabaseUnavailableError, StorageUnavailableError: They cannot be opened.
     """
-    lock = DataFolderLock(settings.database_path.parent, holder, _LOCK_WAIT_S)
-    database = Database(settings.database_url)
-    book = RecordBook(ImageStore(settings.storage_path), database, settings.max_pending)
+    # The files' folder too: with another database, a second service would take them for orphans.
+    folders = sorted({settings.database_path.parent.resolve(), settings.storage_path.resolve()})
+    with contextlib.ExitStack() as opened:
+        locks = []
+        for folder in folders:
+            locks.append(DataFolderLock(folder, holder, settings.drain_timeout_s + _LOCK_SLACK_S))
+            opened.callback(locks[-1].release)
+        database = Database(settings.database_url)
+        opened.callback(database.close)
+        book = RecordBook(ImageStore(settings.storage_path), database, settings.max_pending)
+        opened.pop_all()  # from here on they are the services' own
     reconciler = Reconciler(book, settings)
     return Services(
         settings=settings,
-        lock=lock,
+        locks=locks,
         database=database,
         book=book,
         pipeline=ImagePipeline(book, detector, settings, on_pending=reconciler.wake),
@@ -96,8 +105,11 @@ def open_services(settings: Settings, detector: AsyncDetector, holder: str) -> S
     )
 
 
-def services_of(request: Request) -> Services:
-    """The services of the replica that this request reached."""
+async def services_of(request: Request) -> Services:
+    """The services of the replica that this request reached.
+
+    A coroutine, as the next one: FastAPI gives plain functions to threads, which a slow disk may have used up.
+    """
     services: Services = request.app.state.services
     return services
 
@@ -105,7 +117,7 @@ def services_of(request: Request) -> Services:
 ServicesParameter = Annotated[Services, Depends(services_of)]
 
 
-def _effective_min_score(
+async def _effective_min_score(
     services: ServicesParameter,
     min_score: Annotated[Score | None, Query(description="show objects of at least this score")] = None,
 ) -> float:

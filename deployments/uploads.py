@@ -1,5 +1,7 @@
 """Uploaded files out of request bodies, within their limits."""
 
+import asyncio
+import errno
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -8,6 +10,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
+from circles.errors import StorageFullError
 from deployments.problems import RequestError
 
 _FIELD_OVERHEAD_BYTES = 64 * 1024  # boundaries, part headers and small fields around one file
@@ -24,18 +27,21 @@ class Upload:
     filename: str | None
 
 
-async def read_upload(request: Request, max_bytes: int) -> Upload:
+async def read_upload(request: Request, max_bytes: int, timeout_s: float) -> Upload:
     """The file of a request: the multipart field ``file``, or an ``image/*`` body as it is.
 
     Raises:
-        RequestError: 400 without a file or with an empty one, 413 above the limit, 415 for other content types.
+        RequestError: 400 without a file or with an empty one, 408 when the client takes longer to send it, 413 above
+            the limit, 415 for other content types.
+        StorageFullError: There is no space for the body's temporary file.
     """
     media_type = _media_type(request)
     if media_type == "multipart/form-data":
-        async with _files(request, "file", max_files=1, max_body_bytes=max_bytes + _FIELD_OVERHEAD_BYTES) as files:
+        async with _files(request, "file", 1, max_bytes + _FIELD_OVERHEAD_BYTES, timeout_s) as files:
             return await read_file(files[0], max_bytes)
     if media_type.startswith("image/"):
-        image_bytes = b"".join([chunk async for chunk in _limited(request, max_bytes)])
+        async with _in_time(timeout_s):
+            image_bytes = b"".join([chunk async for chunk in _limited(request, max_bytes)])
         return Upload(_checked(image_bytes, max_bytes), filename=None)
     if not media_type:
         raise RequestError(
@@ -45,16 +51,16 @@ async def read_upload(request: Request, max_bytes: int) -> Upload:
 
 
 @asynccontextmanager
-async def open_batch(request: Request, max_bytes: int) -> AsyncIterator[list[UploadFile]]:
+async def open_batch(request: Request, max_bytes: int, timeout_s: float) -> AsyncIterator[list[UploadFile]]:
     """The files of a batch in the client's order, large ones on disk; each is for ``read_file``.
 
     Raises:
-        RequestError: 400 without files or with too many, 413 when all together are above the limit, 415 otherwise.
+        RequestError, StorageFullError: As ``read_upload``, the limit being that of all files together.
     """
     if _media_type(request) != "multipart/form-data":
         raise RequestError(415, "Not an accepted content type", "a batch is a multipart form with fields 'files'")
     max_body_bytes = MAX_BATCH_FILES * (max_bytes + _FIELD_OVERHEAD_BYTES)
-    async with _files(request, "files", MAX_BATCH_FILES, max_body_bytes) as files:
+    async with _files(request, "files", MAX_BATCH_FILES, max_body_bytes, timeout_s) as files:
         yield files
 
 
@@ -81,13 +87,20 @@ def _media_type(request: Request) -> str:
 
 
 @asynccontextmanager
-async def _files(request: Request, field: str, max_files: int, max_body_bytes: int) -> AsyncIterator[list[UploadFile]]:
+async def _files(
+    request: Request, field: str, max_files: int, max_body_bytes: int, timeout_s: float
+) -> AsyncIterator[list[UploadFile]]:
     body = _limited(request, max_body_bytes)
     parser = MultiPartParser(request.headers, body, max_files=max_files, max_fields=_MAX_FIELDS)
     try:
-        form = await parser.parse()
+        async with _in_time(timeout_s):
+            form = await parser.parse()
     except MultiPartException as error:
         raise RequestError(400, "Bad multipart body", error.message) from error
+    except OSError as error:  # large files are spooled to disk
+        if error.errno == errno.ENOSPC:
+            raise StorageFullError("there is no space for the upload's temporary file") from error
+        raise
     try:
         files = [value for value in form.getlist(field) if isinstance(value, UploadFile)]
         if not files:
@@ -95,6 +108,15 @@ async def _files(request: Request, field: str, max_files: int, max_body_bytes: i
         yield files
     finally:
         await form.close()
+
+
+@asynccontextmanager
+async def _in_time(timeout_s: float) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(timeout_s):
+            yield
+    except TimeoutError as error:
+        raise RequestError(408, "Request timeout", f"the body was not sent within {timeout_s:g} s") from error
 
 
 async def _limited(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:

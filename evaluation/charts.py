@@ -80,11 +80,12 @@ def _calibration(axes: Axes, scores: Scores) -> None:
     edges = np.linspace(0, 1, _CALIBRATION_BINS + 1)
     right_counts, _ = np.histogram(right, edges)
     counts = right_counts + np.histogram(wrong, edges)[0]
-    middles = (edges[:-1] + edges[1:]) / 2
+    everything = np.array([*right, *wrong])
     is_filled = counts > 0
+    means = np.histogram(everything, edges, weights=everything)[0][is_filled] / counts[is_filled]
     axes.plot([0, 1], [0, 1], color="grey", linestyle=":")
     axes.scatter(
-        middles[is_filled],
+        means,
         right_counts[is_filled] / counts[is_filled],
         s=10 + 4 * np.sqrt(counts[is_filled]),
         color=_RIGHT,

@@ -16,7 +16,7 @@ import numpy as np
 from circles.detection import Detection
 from circles.errors import ImageError
 from circles.geometry import BBox, Circle
-from circles.imaging import encode_jpeg, read_header
+from circles.imaging import decode_image, encode_jpeg
 from evaluation.scenes import Scene
 
 _ANNOTATION_FILES = (("_annotations.coco.json", "."), ("annotations.json", "images"))
@@ -73,6 +73,8 @@ class Dataset:
     folder: Path
     images: tuple[AnnotatedImage, ...]
     problems: tuple[Problem, ...]
+    category_id: int = 1
+    """What the file calls its objects, where it has one name for all; predictions are written under it."""
 
     @property
     def name(self) -> str:
@@ -97,15 +99,17 @@ def load_dataset(folder: Path, *, is_strict: bool = False) -> Dataset:
     except (OSError, ValueError) as error:
         raise DatasetError(f"{annotation_file} cannot be read as JSON: {error}") from error
     try:
-        reasons = _reasons_in_file(content)
-        truth: dict[int, list[Truth]] = {}
-        for annotation in content["annotations"]:
-            truth.setdefault(annotation["image_id"], []).append(_truth(annotation))
+        truth, reasons = _annotations(content["annotations"], {category["id"] for category in content["categories"]})
+        problems = [
+            Problem(image_id, None, "annotated, but not among the file's images")
+            for image_id in sorted(truth.keys() - {entry["id"] for entry in content["images"]}, key=str)
+        ]
+        counts = Counter(entry["id"] for entry in content["images"])
+        reasons |= {image_id: f"its id is there {count} times" for image_id, count in counts.items() if count > 1}
         images = [_image(entry, truth.get(entry["id"], []), image_folder) for entry in content["images"]]
-        strays = truth.keys() - {image.image_id for image in images}
+        categories = {annotation["category_id"] for annotation in content["annotations"] if "category_id" in annotation}
     except (KeyError, TypeError, ValueError) as error:
         raise DatasetError(f"{annotation_file} is not a COCO detection file: {error!r}") from error
-    problems = [Problem(image_id, None, "annotated, but not among the file's images") for image_id in sorted(strays)]
     usable = []
     for image in images:
         reason = reasons.get(image.image_id) or _reason_in_picture(image)
@@ -118,15 +122,18 @@ def load_dataset(folder: Path, *, is_strict: bool = False) -> Dataset:
     if not usable:
         first = f"; the first problem: {problems[0]}" if problems else ""
         raise DatasetError(f"{annotation_file} has no usable picture{first}")
-    return Dataset(folder, tuple(usable), tuple(problems))
+    category_id = categories.pop() if len(categories) == 1 else CATEGORY_ID
+    return Dataset(folder, tuple(usable), tuple(problems), category_id)
 
 
-def write_predictions(path: Path, detections: Iterable[tuple[int, Sequence[Detection]]]) -> None:
+def write_predictions(
+    path: Path, detections: Iterable[tuple[int, Sequence[Detection]]], category_id: int = CATEGORY_ID
+) -> None:
     """COCO's results format, an entry a detection, with the circle beside the box."""
     entries = [
         {
             "image_id": image_id,
-            "category_id": CATEGORY_ID,
+            "category_id": category_id,
             "bbox": _xywh(detection.bbox),
             "score": detection.score,
             "circle": _circle_entry(detection.circle),
@@ -172,7 +179,7 @@ def coco_content(images: Iterable[tuple[str, int, int, Sequence[Truth]]]) -> dic
                 "bbox": _xywh(truth.bbox),
                 "area": truth.bbox.area * np.pi / 4,
                 "iscrowd": int(truth.is_crowd),
-                "segmentation": [_polygon(truth.bbox)],
+                "segmentation": [_polygon(truth, width, height)],
             }
             if truth.circle is not None:
                 annotation["circle"] = _circle_entry(truth.circle)
@@ -192,6 +199,18 @@ def write_scenes(folder: Path, scenes: Iterable[Scene]) -> None:
     (folder / "_annotations.coco.json").write_text(json.dumps(coco_content(entries)), encoding="utf-8")
 
 
+def outline(bbox: BBox, circle: Circle | None, width: int, height: int) -> tuple[float, float, float, float]:
+    """The ellipse that an object is: center x and y, horizontal and vertical radius; px.
+
+    It is the one in the box, which follows a tilted object. A box that the picture's border cut says nothing of what
+    lies beyond, so there it is the circle, where one is known.
+    """
+    is_cut = min(bbox.x_min, bbox.y_min, width - bbox.x_max, height - bbox.y_max) < _MAX_OUTSIDE_PX
+    if circle is not None and is_cut and circle.bbox() != circle.bbox().clip(width, height):
+        return circle.center_x, circle.center_y, circle.radius, circle.radius
+    return (bbox.x_min + bbox.x_max) / 2, (bbox.y_min + bbox.y_max) / 2, bbox.width / 2, bbox.height / 2
+
+
 def _find_annotations(folder: Path) -> tuple[Path, Path]:
     for file_name, image_folder in _ANNOTATION_FILES:
         if (folder / file_name).is_file():
@@ -205,30 +224,37 @@ def _image(entry: dict[str, Any], truth: Sequence[Truth], image_folder: Path) ->
     return AnnotatedImage(entry["id"], path, int(entry["width"]), int(entry["height"]), tuple(truth))
 
 
-def _truth(annotation: dict[str, Any]) -> Truth:
-    circle = annotation.get("circle")
-    return Truth(
-        bbox=_bbox(annotation["bbox"]),
-        circle=None if circle is None else Circle(circle["x"], circle["y"], circle["radius"]),
-        is_crowd=bool(annotation.get("iscrowd", 0)),
-    )
-
-
-def _reasons_in_file(content: dict[str, Any]) -> dict[int, str]:
-    """By image id, why the annotation file alone makes an image unusable."""
+def _annotations(
+    entries: Sequence[dict[str, Any]], categories: set[int]
+) -> tuple[dict[int, list[Truth]], dict[int, str]]:
+    """By image id: the objects, and why the annotation file alone makes an image unusable."""
+    truth: dict[int, list[Truth]] = {}
     reasons: dict[int, str] = {}
-    categories = {category["id"] for category in content["categories"]}
-    annotation_ids = Counter(annotation["id"] for annotation in content["annotations"])
-    for annotation in content["annotations"]:
-        name = f"annotation {annotation['id']}"
-        if annotation["category_id"] not in categories:
-            reasons[annotation["image_id"]] = f"{name} has the unknown category {annotation['category_id']}"
-        elif annotation_ids[annotation["id"]] > 1:
-            reasons[annotation["image_id"]] = f"{name} is there {annotation_ids[annotation['id']]} times"
-    for image_id, count in Counter(entry["id"] for entry in content["images"]).items():
-        if count > 1:
-            reasons[image_id] = f"its id is there {count} times"
-    return reasons
+    counts = Counter(entry.get("id") for entry in entries)
+    for entry in entries:
+        image_id, name = entry["image_id"], f"annotation {entry.get('id')}"
+        objects = truth.setdefault(image_id, [])
+        try:
+            objects.append(_truth(entry))
+        except (KeyError, TypeError, ValueError) as error:
+            reasons[image_id] = f"{name} cannot be used: {error!r}"
+        if entry.get("category_id") not in categories:
+            reasons[image_id] = f"{name} has the unknown category {entry.get('category_id')}"
+        elif counts[entry.get("id")] > 1:
+            reasons[image_id] = f"{name} is there {counts[entry.get('id')]} times"
+    return truth, reasons
+
+
+def _truth(annotation: dict[str, Any]) -> Truth:
+    entry = annotation.get("circle")
+    circle = None if entry is None else Circle(float(entry["x"]), float(entry["y"]), float(entry["radius"]))
+    bbox = _bbox(annotation["bbox"])
+    numbers = [*bbox.as_tuple(), *((circle.center_x, circle.center_y, circle.radius) if circle else ())]
+    if not np.all(np.isfinite(numbers)):
+        raise ValueError("not a finite number")
+    if circle is not None and circle.radius <= 0:
+        raise ValueError(f"radius {circle.radius:g}")
+    return Truth(bbox, circle, is_crowd=bool(annotation.get("iscrowd", 0)))
 
 
 def _reason_in_picture(image: AnnotatedImage) -> str | None:
@@ -248,15 +274,15 @@ def _reason_in_box(bbox: BBox, image: AnnotatedImage) -> str | None:
 
 def _reason_in_file(image: AnnotatedImage) -> str | None:
     try:
-        header = read_header(image.path.read_bytes(), max_pixels=2**40)
+        height, width = decode_image(image.path.read_bytes(), max_pixels=2**40).shape[:2]
     except FileNotFoundError:
         return "the file is absent"
     except OSError as error:
         return f"the file cannot be read: {error.strerror}"
     except ImageError as error:
         return f"the file cannot be read: {error.detail}"
-    if (header.width, header.height) != (image.width, image.height):
-        return f"the file has {header.width} x {header.height} px, its annotation {image.width} x {image.height}"
+    if (width, height) != (image.width, image.height):
+        return f"the file has {width} x {height} px, its annotation {image.width} x {image.height}"
     return None
 
 
@@ -273,10 +299,10 @@ def _circle_entry(circle: Circle) -> dict[str, float]:
     return {"x": circle.center_x, "y": circle.center_y, "radius": circle.radius}
 
 
-def _polygon(bbox: BBox) -> list[float]:
-    """The ellipse in the box, as COCO writes polygons: x, y, x, y, ..."""
-    center = ((bbox.x_min + bbox.x_max) / 2, (bbox.y_min + bbox.y_max) / 2)
+def _polygon(truth: Truth, width: int, height: int) -> list[float]:
+    """The outline as COCO writes polygons: x, y, x, y, ...; what lies beyond the border is drawn in to it."""
+    center_x, center_y, radius_x, radius_y = outline(truth.bbox, truth.circle, width, height)
     angles = np.linspace(0, 2 * np.pi, _POLYGON_CORNERS, endpoint=False)
-    xs = center[0] + bbox.width / 2 * np.cos(angles)
-    ys = center[1] + bbox.height / 2 * np.sin(angles)
+    xs = np.clip(center_x + radius_x * np.cos(angles), 0, width)
+    ys = np.clip(center_y + radius_y * np.sin(angles), 0, height)
     return [round(float(value), 2) for value in np.stack([xs, ys], axis=-1).ravel()]

@@ -5,6 +5,7 @@ import numpy as np
 
 from circles.geometry import BBox
 from circles.imaging import RGBImage
+from evaluation.coco import outline
 from evaluation.scores import ImageResult, ImageScores, objects
 
 _RED = (225, 35, 35)
@@ -15,25 +16,32 @@ _SHIFT = 4  # OpenCV takes coordinates as fixed-point numbers with this many fra
 
 
 def draw_judged(image: RGBImage, result: ImageResult, scores: ImageScores) -> RGBImage:
-    """A copy of the picture with what was found and what is annotated, each as the ellipse in its box."""
+    """A copy of the picture with what was found and what is annotated, each by its outline."""
     canvas = np.array(image)
-    thickness = max(1, round(max(image.shape[:2]) / 350))
+    height, width = image.shape[:2]
+    thickness = max(1, round(max(height, width) / 350))
     found = {match.truth_index for match in scores.matches}
     for index, truth in enumerate(objects(result.image)):
-        _draw_ellipse(canvas, truth.bbox, _GREEN, thickness + 1, is_dashed=index not in found)
+        ellipse = outline(truth.bbox, truth.circle, width, height)
+        _draw_ellipse(canvas, ellipse, _GREEN, thickness + 1, is_dashed=index not in found)
     for detection in scores.kept:
-        _draw_ellipse(canvas, detection.bbox, _RED, thickness, is_dashed=False)
+        ellipse = outline(detection.bbox, detection.circle, width, height)
+        _draw_ellipse(canvas, ellipse, _RED, thickness, is_dashed=False)
         _draw_score(canvas, detection.bbox, detection.score, thickness)
     return canvas
 
 
 def _draw_ellipse(
-    canvas: RGBImage, bbox: BBox, color: tuple[int, int, int], thickness: int, *, is_dashed: bool
+    canvas: RGBImage,
+    ellipse: tuple[float, float, float, float],
+    color: tuple[int, int, int],
+    thickness: int,
+    *,
+    is_dashed: bool,
 ) -> None:
     # OpenCV counts from the first pixel's centre, this project from its corner.
-    center_x, center_y = (bbox.x_min + bbox.x_max - 1) / 2, (bbox.y_min + bbox.y_max - 1) / 2
-    center = (round(center_x * 2**_SHIFT), round(center_y * 2**_SHIFT))
-    axes = (max(1, round(bbox.width * 2 ** (_SHIFT - 1))), max(1, round(bbox.height * 2 ** (_SHIFT - 1))))
+    center = (round((ellipse[0] - 0.5) * 2**_SHIFT), round((ellipse[1] - 0.5) * 2**_SHIFT))
+    axes = (max(1, round(ellipse[2] * 2**_SHIFT)), max(1, round(ellipse[3] * 2**_SHIFT)))
     arcs = [(start, start + _DASH_DEGREES) for start in range(0, 360, 2 * _DASH_DEGREES)] if is_dashed else [(0, 360)]
     for start, end in arcs:
         cv2.ellipse(canvas, center, axes, 0, start, end, color, thickness, cv2.LINE_AA, _SHIFT)

@@ -80,13 +80,16 @@ def count_matches(
     return Counts(len(matches), len(unmatched) - excused, len(truth) - len(matches))
 
 
-def mask_jaccard(detections: Sequence[BBox], truth: Sequence[BBox], width: int, height: int) -> float:
+def mask_jaccard(
+    detections: Sequence[BBox], truth: Sequence[BBox], width: int, height: int, crowds: Sequence[BBox] = ()
+) -> float:
     """Jaccard index of one image: union of all detected boxes against union of all annotated ones, as pixel masks.
 
-    Box edges are rounded to whole pixels. 1 when both masks are empty.
+    Box edges are rounded to whole pixels; pixels of crowds that belong to no annotated box count in neither mask. 1
+    when both masks are empty.
     """
-    detected_mask = _union_mask(detections, width, height)
     truth_mask = _union_mask(truth, width, height)
+    detected_mask = _union_mask(detections, width, height) & ~(_union_mask(crowds, width, height) & ~truth_mask)
     return _part(int(np.sum(detected_mask & truth_mask)), int(np.sum(detected_mask | truth_mask)))
 
 

@@ -188,7 +188,7 @@ def _image_scores(result: ImageResult, min_score: float, ious: Sequence[float]) 
     matches = match_bboxes(detected, annotated, 0.5)
     return ImageScores(
         counts={iou: count_matches(detected, annotated, iou, crowds) for iou in ious},
-        jaccard=mask_jaccard(detected, annotated, image.width, image.height),
+        jaccard=mask_jaccard(detected, annotated, image.width, image.height, crowds),
         matches=tuple(matches),
         kept=kept,
         circle_errors=tuple(

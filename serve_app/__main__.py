@@ -18,7 +18,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from circles.errors import DataFolderLockedError
 from circles.settings import Settings
+from circles.storage.lock import DataFolderLock
 from serve_app.local import ROOT, LocalService, LocalServiceError, Ports, stop_all
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
@@ -132,20 +134,31 @@ def endpoints() -> None:
 
 @contextlib.contextmanager
 def _ended_by_interrupt(service: LocalService) -> Iterator[None]:
-    """Leaves nothing running when Ctrl-C comes, whenever it does."""
+    """Leaves nothing running when Ctrl-C, a SIGTERM or a SIGHUP comes, whenever it does, or something breaks."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     try:
         yield
     except KeyboardInterrupt:
         console.print("stopping")
         service.stop()
         raise typer.Exit(130) from None
+    except typer.Exit:
+        raise
+    except BaseException:
+        service.stop()
+        raise
 
 
 def _start(service: LocalService, mode: str, port: int) -> None:
     try:
-        Settings.model_validate({"mode": mode})
+        settings = Settings.model_validate({"mode": mode})
+        # Asked here for a quick answer; the ingress replica takes the lock for good.
+        DataFolderLock(ROOT / settings.database_path.parent, holder="a start").release()
     except ValidationError as error:
         _fail(error)
+    except DataFolderLockedError as error:
+        _fail(error.detail)
     console.print(f"starting the application in {mode} mode, log in {service.log_path}")
     try:
         service.start({"MODE": mode}, Ports.from_environment(http=port))
@@ -155,8 +168,7 @@ def _start(service: LocalService, mode: str, port: int) -> None:
 
 
 def _stay(service: LocalService) -> None:
-    """Waits for Ctrl-C or a SIGTERM, then ends the application; fails when the application ends by itself."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Waits for Ctrl-C, then ends the application; fails when the application ends by itself."""
     console.print("Ctrl-C stops it")
     try:
         status = service.wait()

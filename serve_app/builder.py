@@ -37,7 +37,7 @@ def build_app(settings: Settings) -> Application:
         health_check_period_s=5,
         health_check_timeout_s=15,
         graceful_shutdown_wait_loop_s=0.5,
-        graceful_shutdown_timeout_s=settings.detection_timeout_s + 5,
+        graceful_shutdown_timeout_s=settings.drain_timeout_s,
         user_config={"min_score": settings.min_score},
     )
     return deployment(serve.ingress()(IngressDeployment)).bind(settings, detector)
@@ -61,7 +61,7 @@ def _detector(settings: Settings) -> Application:
         health_check_period_s=5,
         health_check_timeout_s=30,
         graceful_shutdown_wait_loop_s=0.5,
-        graceful_shutdown_timeout_s=settings.detection_timeout_s + 5,
+        graceful_shutdown_timeout_s=settings.drain_timeout_s,
     )
     return deployment(DetectorDeployment).bind(settings)
 

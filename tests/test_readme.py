@@ -34,7 +34,8 @@ def test_endpoints_are_those_of_the_application(tmp_path: Path) -> None:
     services = open_services(settings_in(tmp_path), GatedDetector(FixedDetector()), holder="a test")
     paths = create_api(services, is_behind_serve=False).openapi()["paths"]
     services.database.close()
-    services.lock.release()
+    for lock in services.locks:
+        lock.release()
     served = {(method.upper(), path.removeprefix("/api/v1")) for path, methods in paths.items() for method in methods}
     documented = set(
         re.findall(r"`(GET|POST|DELETE) (/[^`]*)`", README.partition("## Endpoints")[2].partition("##")[0])

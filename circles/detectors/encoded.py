@@ -3,12 +3,17 @@
 import logging
 from collections.abc import Sequence
 
+import numpy as np
+
 from circles.detection import ImageDetections
 from circles.detectors.protocol import Detector
 from circles.errors import DetectionFailedError, ImageError
 from circles.imaging import RGBImage, decode_image
 
 logger = logging.getLogger(__name__)
+
+# Decoded pictures are held up to about this size, then detected in, before the next are decoded.
+_MAX_BATCH_BYTES = 256 * 2**20
 
 DetectionOutcome = ImageDetections | ImageError | DetectionFailedError
 """What was found in a picture, or what is wrong with it."""
@@ -30,16 +35,28 @@ class EncodedDetector:
 
     def detect(self, files: Sequence[bytes]) -> list[DetectionOutcome]:
         """For every file, in order, what was found in it, or why nothing could be: never an error for all."""
-        images = [self._decode(image_bytes) for image_bytes in files]
-        decoded = [image for image in images if not isinstance(image, ImageError)]
-        results = iter(self._detect_images(decoded))
-        return [image if isinstance(image, ImageError) else next(results) for image in images]
+        outcomes: list[DetectionOutcome | None] = [None] * len(files)
+        images: dict[int, RGBImage] = {}
+        for index, image_bytes in enumerate(files):
+            decoded = self._decode(image_bytes)
+            if isinstance(decoded, np.ndarray):
+                images[index] = decoded
+            else:
+                outcomes[index] = decoded
+            is_last = index + 1 == len(files)
+            if is_last or sum(image.size for image in images.values()) >= _MAX_BATCH_BYTES:
+                for place, outcome in zip(images, self._detect_images(list(images.values())), strict=True):
+                    outcomes[place] = outcome
+                images.clear()
+        return [outcome for outcome in outcomes if outcome is not None]
 
-    def _decode(self, image_bytes: bytes) -> RGBImage | ImageError:
+    def _decode(self, image_bytes: bytes) -> RGBImage | ImageError | DetectionFailedError:
         try:
             return decode_image(image_bytes, self._max_pixels)
         except ImageError as error:
             return error
+        except MemoryError:
+            return DetectionFailedError("there is not enough memory to decode this picture")
 
     def _detect_images(self, images: Sequence[RGBImage]) -> list[ImageDetections | DetectionFailedError]:
         if not images:

@@ -15,7 +15,20 @@ from typing import Any, Literal
 import alembic.command
 import alembic.config
 import pysqlite3
-from sqlalchemy import Connection, Engine, Row, create_engine, delete, event, func, insert, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    Row,
+    create_engine,
+    delete,
+    event,
+    func,
+    insert,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
@@ -113,14 +126,18 @@ class Database:
         Raises:
             BacklogFullError: The image is pending, and ``max_pending`` others are already.
         """
-        try:
-            with self._write() as connection:
-                if record.status == "pending" and _count_pending(connection) >= max_pending:
-                    raise BacklogFullError(f"{max_pending} pictures are waiting for detection already")
-                connection.execute(insert(ImageRow).values(_image_values(record)))
-                _insert_objects(connection, record.objects)
-        except IntegrityError:
-            return False
+        with self._write() as connection:
+            if record.status == "pending" and _count_pending(connection) >= max_pending:
+                raise BacklogFullError(f"{max_pending} pictures are waiting for detection already")
+            try:
+                # Its own savepoint: only a row of this id, and nothing else that may be wrong, means "already there".
+                with connection.begin_nested():
+                    connection.execute(insert(ImageRow).values(_image_values(record)))
+            except IntegrityError:
+                if _has_image(connection, record.image_id):
+                    return False
+                raise
+            _insert_objects(connection, record.objects)
         return True
 
     def find(self, image_id: str) -> ImageRecord | None:
@@ -200,9 +217,14 @@ class Database:
         return True
 
     def fail(self, image_id: str, storage_key: str, reason: str) -> bool:
-        """Marks an image as one in which nothing can be detected; returns as ``finish``."""
+        """Marks a pending image as one in which nothing can be detected.
+
+        Returns:
+            False when this very upload is no longer there, or no longer pending; nothing is changed then.
+        """
+        values: dict[str, object] = {"status": "failed", "error": reason[:1000]}
         with self._write() as connection:
-            return _update_image(connection, image_id, storage_key, {"status": "failed", "error": reason[:1000]})
+            return _update_image(connection, image_id, storage_key, values, ImageRow.status == "pending")
 
     def delete(self, image_id: str) -> str | None:
         """Removes an image's rows; the storage key that no row names any more, None when there was no such image."""
@@ -226,13 +248,17 @@ class Database:
     def _write(self) -> Iterator[Connection]:
         # SQLite must be told before its first statement: a transaction that begins by reading and writes later fails
         # at once, without waiting its turn, when another one wrote in between.
-        with (
-            self._write_turn,
-            _errors_translated(),
-            self._engine.connect() as connection,
-            connection.execution_options(sqlite_begin="BEGIN IMMEDIATE").begin(),
-        ):
-            yield connection
+        if not self._write_turn.acquire(timeout=_BUSY_TIMEOUT_S):
+            raise DatabaseUnavailableError(f"the database let nobody write for {_BUSY_TIMEOUT_S:g} s")
+        try:
+            with (
+                _errors_translated(),
+                self._engine.connect() as connection,
+                connection.execution_options(sqlite_begin="BEGIN IMMEDIATE").begin(),
+            ):
+                yield connection
+        finally:
+            self._write_turn.release()
 
 
 def _sqlite_engine(url: str) -> Engine:
@@ -266,8 +292,6 @@ def _sqlite_engine(url: str) -> Engine:
 def _errors_translated() -> Iterator[None]:
     try:
         yield
-    except IntegrityError:
-        raise
     except DBAPIError as error:
         if "disk is full" in str(error.orig):
             raise StorageFullError("the database has no space left") from error
@@ -280,8 +304,18 @@ def _count_pending(connection: Connection) -> int:
     return connection.scalars(select(func.count()).where(ImageRow.status == "pending")).one()
 
 
-def _update_image(connection: Connection, image_id: str, storage_key: str, values: dict[str, object]) -> bool:
-    this_upload = (ImageRow.image_id == image_id, ImageRow.storage_key == storage_key)
+def _has_image(connection: Connection, image_id: str) -> bool:
+    return connection.scalar(select(ImageRow.image_id).where(ImageRow.image_id == image_id)) is not None
+
+
+def _update_image(
+    connection: Connection,
+    image_id: str,
+    storage_key: str,
+    values: dict[str, object],
+    *conditions: ColumnElement[bool],
+) -> bool:
+    this_upload = (ImageRow.image_id == image_id, ImageRow.storage_key == storage_key, *conditions)
     return connection.execute(update(ImageRow).where(*this_upload).values(values)).rowcount == 1
 
 
@@ -355,5 +389,5 @@ def _decode_cursor(cursor: str) -> tuple[datetime, str]:
     try:
         created_at, image_id = json.loads(urlsafe_b64decode(cursor.encode()))
         return datetime.fromisoformat(created_at).astimezone(UTC), str(image_id)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError("the cursor is none that this service gave out") from error

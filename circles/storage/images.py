@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import time
 import uuid
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from circles.errors import NotFoundError, StorageFullError, StorageUnavailableError
 
+_KEY = re.compile(r"([0-9a-f]{2})/\1[0-9a-f]*\.[0-9a-f]{32}(\.part)?")
 PART_SUFFIX = ".part"
 """Behind the key of a file that is being written."""
 
@@ -86,16 +88,18 @@ class ImageStore:
             (self._folder / key).unlink(missing_ok=True)
 
     def keys_older_than(self, age_s: float) -> Iterator[str]:
-        """Keys of files last written at least ``age_s`` seconds ago, half-written ones included."""
+        """Keys of files last written at least ``age_s`` seconds ago, half-written ones included.
+
+        Files that this store cannot have written are none of them, wherever they lie.
+        """
         latest = time.time() - age_s
         with _errors_translated():
-            for sub_folder in sorted(self._folder.iterdir()):
-                if not sub_folder.is_dir():
-                    continue
-                for path in sub_folder.iterdir():
+            for number in range(256):
+                for path in (self._folder / f"{number:02x}").iterdir():
+                    key = f"{number:02x}/{path.name}"
                     with suppress(FileNotFoundError):  # somebody finished or removed it meanwhile
-                        if path.stat().st_mtime <= latest:
-                            yield f"{sub_folder.name}/{path.name}"
+                        if _KEY.fullmatch(key) and path.stat().st_mtime <= latest:
+                            yield key
 
     def check(self) -> None:
         """Writes a small file durably and removes it again.

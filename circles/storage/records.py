@@ -156,7 +156,7 @@ class RecordBook:
         return self._database.finish(record.image_id, record.storage_key, found)
 
     def fail(self, record: ImageRecord, reason: str) -> bool:
-        """Writes down that nothing can be detected, and why; False when this upload is no longer there."""
+        """Writes down that nothing can be detected, and why; False when this upload is no longer there and pending."""
         return self._database.fail(record.image_id, record.storage_key, reason)
 
     def delete(self, image_id: str) -> None:

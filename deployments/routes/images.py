@@ -50,7 +50,7 @@ _BATCH_SCHEMA = {
     responses={
         200: {"model": ImageBody, "description": "These bytes are here already"},
         202: {"model": ImageBody, "description": "Kept; detection will follow"},
-        **problem_responses(400, 413, 415, 422, 429, 503, 507),
+        **problem_responses(400, 408, 413, 415, 422, 429, 503, 507),
     },
     openapi_extra={"requestBody": _UPLOAD_BODY},
 )
@@ -71,14 +71,14 @@ async def upload_image(
 
 @router.post(
     "/images/batch",
-    responses=problem_responses(400, 413, 415, 429),
+    responses=problem_responses(400, 408, 413, 415, 429, 507),
     openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _BATCH_SCHEMA}}}},
 )
 async def upload_batch(request: Request, services: ServicesParameter, min_score: MinScoreParameter) -> BatchBody:
     """Stores up to 64 pictures; one bad file never spoils the others."""
     slot = services.admission.enter()
     try:
-        async with open_batch(request, services.settings.max_upload_bytes) as files:
+        async with open_batch(request, services.settings.max_upload_bytes, services.settings.upload_timeout_s) as files:
             turn = asyncio.Semaphore(_BATCH_CONCURRENCY)
 
             async def result(file: UploadFile) -> BatchResult:
@@ -122,7 +122,7 @@ async def delete_image(image_id: ImageId, services: ServicesParameter) -> None:
     await anyio.to_thread.run_sync(services.book.delete, image_id)
 
 
-@router.post("/images/{image_id}/detection", responses=problem_responses(404, 500, 503))
+@router.post("/images/{image_id}/detection", responses=problem_responses(404, 429))
 async def detect_again(image_id: ImageId, services: ServicesParameter, min_score: MinScoreParameter) -> ImageBody:
     """Detects again with the detector now running."""
     slot = services.admission.enter()
@@ -174,7 +174,7 @@ async def _upload(request: Request, services: Services, is_async: bool) -> Uploa
     """The request's file, uploaded within the admission's limit; the slot is held until the work ends."""
     slot = services.admission.enter()
     try:
-        upload = await read_upload(request, services.settings.max_upload_bytes)
+        upload = await read_upload(request, services.settings.max_upload_bytes, services.settings.upload_timeout_s)
     except BaseException:
         slot.release()
         raise

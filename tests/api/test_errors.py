@@ -133,7 +133,17 @@ def test_wrong_methods(client: httpx2.Client, method: str, path: str, allowed: s
 
 @pytest.mark.parametrize(
     "query",
-    ["limit=0", "limit=201", "limit=x", "cursor=nope", "cursor=bm9wZQ==", "status=nope", "min_score=2", "min_score=x"],
+    [
+        "limit=0",
+        "limit=201",
+        "limit=x",
+        "cursor=nope",
+        "cursor=bm9wZQ==",
+        "cursor=WyIwMDAxLTAxLTAxVDAwOjAwOjAwKzIzOjU5IiwiYSJd",
+        "status=nope",
+        "min_score=2",
+        "min_score=x",
+    ],
 )
 def test_bad_query_values(client: httpx2.Client, query: str) -> None:
     assert_problem(client.get(f"/images/?{query}"), 422, query.partition("=")[0])

@@ -1,5 +1,7 @@
 """A detector for encoded pictures: whatever is wrong with one costs the others nothing."""
 
+import pytest
+
 from circles.detection import ImageDetections
 from circles.detectors.encoded import EncodedDetector
 from circles.errors import BrokenImageError, DetectionFailedError, UnsupportedImageError
@@ -26,3 +28,13 @@ def test_whole_pictures_go_to_the_detector_together() -> None:
     assert detector.batch_sizes == [2]
     EncodedDetector(detector, 10**6, 0.1).detect([b"text"])
     assert detector.batch_sizes == [2]
+
+
+def test_large_batches_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each picture has 320 x 240 x 3 bytes; two of them reach the bound."""
+    monkeypatch.setattr("circles.detectors.encoded._MAX_BATCH_BYTES", 2 * 320 * 240 * 3)
+    detector = FixedDetector((Circle(50, 50, 20), 0.9))
+    files = [disc_jpeg(1), b"text", disc_jpeg(2), disc_jpeg(3), disc_jpeg(4), disc_jpeg(5)]
+    outcomes = EncodedDetector(detector, 10**6, 0.1).detect(files)
+    assert detector.batch_sizes == [2, 2, 1]
+    assert [isinstance(outcome, ImageDetections) for outcome in outcomes] == [True, False, True, True, True, True]

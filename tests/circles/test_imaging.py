@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageFile
 
 from circles.errors import BrokenImageError, ImageTooLargeError, UnsupportedImageError
 from circles.imaging import ImageHeader, RGBImage, decode_image, encode_jpeg, read_header
@@ -126,6 +126,18 @@ def test_first_frame_of_an_animation() -> None:
 
 def test_one_pixel() -> None:
     assert decode_image(save(Image.new("RGB", (1, 1), "white"), "PNG"), MAX_PIXELS).tolist() == [[[255, 255, 255]]]
+
+
+def test_looking_at_headers_decodes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow would read a PNG to its end in search of EXIF."""
+    files = [encode(gradient(), file_format) for file_format in ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP")]
+
+    def refuse(_: ImageFile.ImageFile) -> None:
+        raise AssertionError("pixels were decoded")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", refuse)
+    for image_bytes in files:
+        assert read_header(image_bytes, MAX_PIXELS).width == 40
 
 
 def test_too_many_pixels_are_refused_by_the_header() -> None:

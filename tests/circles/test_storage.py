@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -93,6 +94,12 @@ def test_pending_image_is_finished_once(book: RecordBook) -> None:
     assert book.pending(5) == []
 
 
+def test_done_image_is_not_made_failed(book: RecordBook) -> None:
+    record, _ = add(book, b"bytes", found(0.9))
+    assert not book.fail(record, "too late")
+    assert book.get(record.image_id) == record
+
+
 def test_failed_image_tells_why_and_can_still_be_finished(book: RecordBook) -> None:
     record, _ = add(book, b"bytes")
     assert book.fail(record, "too dark")
@@ -139,7 +146,7 @@ def test_sweep_removes_only_old_files_that_no_row_names(tmp_path: Path, book: Re
     store = ImageStore(tmp_path / "images")
     orphan = store.new_key(image_id_of(b"orphan"))
     store.save(orphan, b"orphan")
-    half_written = tmp_path / "images" / "aa" / "half.part"
+    half_written = tmp_path / "images" / (store.new_key(image_id_of(b"half")) + ".part")
     half_written.write_bytes(b"ha")
     assert book.sweep(grace_s=60) == 0
     assert book.sweep(grace_s=0) == 2
@@ -158,6 +165,51 @@ def test_sweep_lets_a_file_be_that_is_just_being_written(
     monkeypatch.setattr(Path, "rename", sweep_and_rename)
     record, _ = add(book, b"bytes", found(0.9))
     assert book.load(record) == b"bytes"
+
+
+def test_sweep_touches_nothing_that_the_store_did_not_write(tmp_path: Path, book: RecordBook) -> None:
+    """Somebody's own pictures in the same folder, and whatever else a volume may hold."""
+    folder = tmp_path / "images"
+    (folder / "holiday").mkdir()
+    foreign = ["holiday/paris.jpg", "README", "aa/notes.txt", f"aa/bb.{'0' * 32}"]
+    for name in foreign:
+        (folder / name).write_bytes(b"mine")
+    (folder / "aa" / "folder").mkdir()
+    assert book.sweep(grace_s=0) == 0
+    assert files_in(folder) == set(foreign)
+
+
+def test_only_an_image_that_is_there_counts_as_there(book: RecordBook) -> None:
+    """What else the database refuses is an error, and no reason to try again for ever."""
+    circle = Circle(float("nan"), 40, 20)
+    broken = ImageDetections(
+        100, 80, DetectorInfo("fixed", "1"), (Detection(circle, found(1).detections[0].bbox, 0.9),)
+    )
+    with pytest.raises(DatabaseUnavailableError):
+        add(book, b"bytes", broken)
+    assert book.find(image_id_of(b"bytes")) is None
+    assert add(book, b"bytes", found(0.9))[1]
+
+
+def test_locked_database_is_told_in_time_to_all_who_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("circles.storage.database._BUSY_TIMEOUT_S", 0.5)
+    book = open_book(tmp_path)
+    holder = pysqlite3.connect(tmp_path / "db.sqlite3", isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+
+    def attempt(number: int) -> float:
+        start = time.monotonic()
+        with pytest.raises(DatabaseUnavailableError):
+            add(book, bytes([number]), found(0.9))
+        return time.monotonic() - start
+
+    with ThreadPoolExecutor(6) as pool:
+        waits_s = list(pool.map(attempt, range(6)))
+    holder.execute("ROLLBACK")
+    holder.close()
+    # The queue's wait and SQLite's own: not one after the other for everybody.
+    assert max(waits_s) < 2.0
+    assert add(book, b"now", found(0.9))[1]
 
 
 def test_retry_sweep_and_delete_at_once_take_nothing_that_was_acknowledged(tmp_path: Path, book: RecordBook) -> None:

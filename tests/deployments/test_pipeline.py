@@ -15,6 +15,7 @@ import pytest
 from circles.errors import DataFolderLockedError
 from circles.geometry import Circle
 from circles.storage.images import ImageStore
+from circles.storage.lock import LOCK_NAME
 from tests.fakes import FixedDetector, GatedDetector
 from tests.pictures import disc_jpeg, draw_scene, encode
 from tests.running import RunningApi, running_api, settings_in, wait_until
@@ -38,7 +39,7 @@ def status_of(api: RunningApi, response: httpx2.Response) -> str:
 
 
 def files_in(folder: Path) -> list[Path]:
-    return [path for path in (folder / "images").rglob("*") if path.is_file()]
+    return [path for path in (folder / "images").rglob("*") if path.is_file() and path.name != LOCK_NAME]
 
 
 def test_scores_floor_and_threshold(tmp_path: Path) -> None:
@@ -91,6 +92,29 @@ def test_broken_pixels_of_a_pending_picture_make_it_failed(tmp_path: Path) -> No
         body = api.client.get(response.headers["Location"]).json()
         assert "ends early" in body["error"]
         assert body["detection"] is None
+
+
+def test_detecting_again_in_vain_keeps_what_was_known(tmp_path: Path) -> None:
+    detector = GatedDetector(FixedDetector(*FOUND))
+    with service(tmp_path, detector) as api:
+        first = upload(api, disc_jpeg(1))
+        detector.is_absent = True
+        again = api.client.post(f"{first.headers['Location']}/detection")
+        assert (again.status_code, again.json()["title"]) == (503, "Detector unavailable")
+        assert api.client.get(first.headers["Location"]).json() == first.json()
+
+
+def test_health_answers_while_the_database_is_locked(tmp_path: Path) -> None:
+    """With more uploads waiting for the database than there are threads to wait in."""
+    with (
+        service(tmp_path, GatedDetector(FixedDetector(*FOUND)), detection_timeout_s=30) as api,
+        ThreadPoolExecutor(50) as pool,
+    ):
+        with api.services.database._write():
+            uploads = [pool.submit(upload, api, disc_jpeg(seed)) for seed in range(50)]
+            wait_until(lambda: api.services.admission._in_flight >= 45)
+            assert api.client.get("/health", timeout=3).status_code == 200
+        assert {future.result().status_code for future in uploads} <= {201, 503}
 
 
 def test_picture_over_which_the_detector_stumbles_fails_alone(tmp_path: Path) -> None:
@@ -148,6 +172,26 @@ def test_client_that_goes_away_does_not_stop_its_upload(tmp_path: Path) -> None:
         path = f"/images/{hashlib.sha256(image_bytes).hexdigest()}"
         wait_until(lambda: api.client.get(path).status_code == 200)
         assert api.client.get(path).json()["status"] == "done"
+
+
+def test_client_that_stops_sending_is_told_and_gives_its_slot_back(tmp_path: Path) -> None:
+    with service(tmp_path, GatedDetector(FixedDetector(*FOUND)), max_in_flight=1, upload_timeout_s=0.5) as api:
+        address = urlsplit(api.url)
+        for content_type in ("image/jpeg", "multipart/form-data; boundary=x"):
+            head = f"POST /images/ HTTP/1.1\r\nHost: x\r\nContent-Type: {content_type}\r\nContent-Length: 1000\r\n\r\n"
+            with socket.create_connection((address.hostname, address.port), timeout=20) as connection:
+                connection.sendall(head.encode() + b"--x")
+                assert connection.recv(65536).startswith(b"HTTP/1.1 408 ")
+            assert upload(api, disc_jpeg(1)).status_code in (200, 201)
+
+
+def test_another_database_on_the_same_files_is_refused(tmp_path: Path) -> None:
+    """It would take the other's pictures for files that no row names."""
+    detector = GatedDetector(FixedDetector())
+    settings = settings_in(tmp_path, detection_timeout_s=0.1)
+    other = settings.model_copy(update={"database_url": f"sqlite:///{tmp_path}/elsewhere/db.sqlite3"})
+    with service(tmp_path, detector), pytest.raises(DataFolderLockedError, match="images is in use"):
+        running_api(other, detector).__enter__()
 
 
 def test_client_that_goes_away_gives_its_slot_back(tmp_path: Path) -> None:

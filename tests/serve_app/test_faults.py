@@ -139,7 +139,8 @@ def test_min_score_reaches_running_replicas_without_a_restart(service: RunningSe
 
 def test_second_service_on_the_same_folder_refuses_and_names_the_holder(service: RunningServe, tmp_path: Path) -> None:
     (holder,) = service.replica_processes("Ingress")
-    folder = {key: service.environment[key] for key in ("DATABASE_URL", "STORAGE_URL")}
+    # The second waits as long as a replica may take to go; here that is short.
+    folder = {key: service.environment[key] for key in ("DATABASE_URL", "STORAGE_URL")} | {"DETECTION_TIMEOUT_S": "1"}
     refusal = pytest.raises(LocalServiceError, match=rf'in use by .*"pid": {holder.pid}')
     with refusal, running_serve(tmp_path, **folder):
         pass
