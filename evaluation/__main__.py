@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from concurrent.futures.process import BrokenProcessPool
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, NoReturn, cast, get_args
@@ -15,11 +16,11 @@ from rich.table import Table
 from circles.detectors import DetectorName
 from circles.settings import Settings
 from evaluation.coco import Dataset, DatasetError, load_dataset, write_scenes
-from evaluation.report import Comparison, compare, headline_rows, write_report
+from evaluation.report import Comparison, compare, headline_rows, load_earlier, write_report
 from evaluation.run import run
 from evaluation.scenes import draw_scene
 from evaluation.scores import DEFAULT_IOUS, score
-from evaluation.sources import InProcessSource, Source, opened_service
+from evaluation.sources import STORE_MIN_SCORE, InProcessSource, Source, SourceError, opened_service
 
 _ROOT = Path(__file__).resolve().parent.parent
 _DATASETS = (_ROOT / "evaluation" / "dataset", _ROOT.parent / "shared" / "datasets" / "coins" / "val")
@@ -58,12 +59,7 @@ def main(
     ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster to spread in-process work over.")] = None,
 ) -> None:
     """Judge a detector by what people annotated, and write a report."""
-    if detector is not None and url is not None:
-        raise typer.BadParameter("either --detector or --url")
-    if detector is not None and detector not in get_args(DetectorName):
-        raise typer.BadParameter(f"--detector is one of {', '.join(get_args(DetectorName))}")
-    if more_ious and not iou:  # they may stand behind one --iou, as well as behind one each
-        raise typer.BadParameter(f"unexpected: {more_ious}")
+    _check_arguments(detector, url, min_score, iou, more_ious)
     ious = [*(iou or DEFAULT_IOUS), *(more_ious or [])]
     try:
         with contextlib.ExitStack() as stack:
@@ -76,10 +72,31 @@ def main(
             has_gaps = _judge(data, source, output, ious, min_score, compare_with)
     except DatasetError as error:
         _fail(error)
+    except SourceError as error:
+        _fail(error)
+    except BrokenProcessPool:
+        _fail("a process of --jobs was killed, perhaps for want of memory")
     except httpx2.HTTPError as error:
         _fail(f"{url}: {error}")
     if has_gaps:
         raise typer.Exit(2)
+
+
+def _check_arguments(
+    detector: str | None,
+    url: str | None,
+    min_score: float | None,
+    iou: list[float] | None,
+    more_ious: list[float] | None,
+) -> None:
+    if detector is not None and url is not None:
+        raise typer.BadParameter("either --detector or --url")
+    if detector is not None and detector not in get_args(DetectorName):
+        raise typer.BadParameter(f"--detector is one of {', '.join(get_args(DetectorName))}")
+    if min_score is not None and min_score < STORE_MIN_SCORE:
+        raise typer.BadParameter(f"--min-score is at least {STORE_MIN_SCORE:g}: below that nothing is kept")
+    if more_ious and not iou:  # they may stand behind one --iou, as well as behind one each
+        raise typer.BadParameter(f"unexpected: {more_ious}")
 
 
 def _judge(
@@ -91,6 +108,7 @@ def _judge(
     compare_with: Path | None,
 ) -> bool:
     """Runs, prints and writes the report; whether pictures are missing from it for want of an answer."""
+    earlier = None if compare_with is None else load_earlier(compare_with)
     for problem in data.problems:
         console.print(f"[yellow]left out:[/] {escape(str(problem))}")
     outcome = run(data, source, console)
@@ -99,7 +117,7 @@ def _judge(
     if not outcome.results:
         _fail("there is no picture with an answer, so nothing to report")
     scores = score(outcome.results, source.min_score if min_score is None else min_score, ious)
-    comparison = None if compare_with is None else compare(scores, compare_with)
+    comparison = None if earlier is None else compare(scores, earlier)
     time = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     folder = output or _OUTPUT / f"{data.name}-{source.name}-{time}"
     metrics = write_report(folder, data, source, outcome, scores, comparison)

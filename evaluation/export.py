@@ -24,7 +24,7 @@ from circles.detectors import DetectorName, default_min_score, load_detector
 from circles.errors import ImageError
 from circles.imaging import decode_image
 from circles.settings import Settings
-from evaluation.coco import Truth, coco_content
+from evaluation.coco import Truth, coco_content, outline
 from evaluation.sources import detection_of
 
 _LABEL = "circle"
@@ -35,9 +35,10 @@ _TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class LabelledImage:
-    """A picture by its file name, with what was detected in it."""
+    """A picture with what was detected in it: its file name, and where a browser finds it."""
 
     file_name: str
+    link: str
     width: int
     height: int
     detections: tuple[Detection, ...]
@@ -52,8 +53,10 @@ def as_coco(images: Iterable[LabelledImage]) -> str:
     return json.dumps(coco_content(entries), indent=1)
 
 
-def as_label_studio(images: Iterable[LabelledImage], url_prefix: str = "/data/local-files/?d=") -> str:
+def as_label_studio(images: Iterable[LabelledImage]) -> str:
     """Label Studio tasks with predictions; places and radii are percents of the picture's width and height.
+
+    The tasks name each picture by its ``link``.
 
     For a labelling interface with ``<Image name="image" value="$image"/>`` and
     ``<EllipseLabels name="label" toName="image">``.
@@ -78,10 +81,11 @@ def as_label_studio(images: Iterable[LabelledImage], url_prefix: str = "/data/lo
                     "ellipselabels": [_LABEL],
                 },
             }
-            for number, detection in enumerate(image.detections)
-            for center_x, center_y, radius_x, radius_y in [_ellipse(detection)]
+            for number, (detection, (center_x, center_y, radius_x, radius_y)) in enumerate(
+                zip(image.detections, _outlines(image), strict=True)
+            )
         ]
-        tasks.append({"data": {"image": url_prefix + quote(image.file_name)}, "predictions": [{"result": results}]})
+        tasks.append({"data": {"image": image.link}, "predictions": [{"result": results}]})
     return json.dumps(tasks, indent=1)
 
 
@@ -93,9 +97,9 @@ def as_cvat(images: Iterable[LabelledImage]) -> str:
         element = ET.SubElement(
             root, "image", id=str(number), name=image.file_name, width=str(image.width), height=str(image.height)
         )
-        for detection in image.detections:
+        for ellipse in _outlines(image):
             names = ("cx", "cy", "rx", "ry")
-            place = {name: f"{value:.2f}" for name, value in zip(names, _ellipse(detection), strict=True)}
+            place = {name: f"{value:.2f}" for name, value in zip(names, ellipse, strict=True)}
             ET.SubElement(
                 element, "ellipse", {"label": _LABEL, "source": "auto", "occluded": "0", "z_order": "0", **place}
             )
@@ -119,7 +123,7 @@ _WRITERS: dict[Format, Callable[[Iterable[LabelledImage]], str]] = {
 
 
 def labelled_folder(
-    folder: Path, detector: DetectorName, min_score: float, on_problem: Callable[[str], None]
+    folder: Path, detector: DetectorName, min_score: float, url_prefix: str, on_problem: Callable[[str], None]
 ) -> Iterator[LabelledImage]:
     """Every picture of a folder, by name, with what this detector finds in it; other files are told and left out."""
     loaded = load_detector(detector)
@@ -131,11 +135,11 @@ def labelled_folder(
             continue
         (found,) = loaded.detect([image])
         kept = tuple(detection for detection in found if detection.score >= min_score)
-        yield LabelledImage(path.name, image.shape[1], image.shape[0], kept)
+        yield LabelledImage(path.name, url_prefix + quote(path.name), image.shape[1], image.shape[0], kept)
 
 
 def labelled_records(client: httpx2.Client, min_score: float | None) -> Iterator[LabelledImage]:
-    """Every image that a service has detected in, newest first.
+    """Every image that a service has detected in, newest first, named by its id: clients' names come twice.
 
     Raises:
         httpx2.HTTPError: It refuses or does not answer.
@@ -147,16 +151,17 @@ def labelled_records(client: httpx2.Client, min_score: float | None) -> Iterator
         for item in page["items"]:
             response = client.get(f"/images/{item['image_id']}/objects", params=parameters)
             found = tuple(detection_of(entry) for entry in response.raise_for_status().json()["objects"])
-            yield LabelledImage(item["filename"] or item["image_id"], item["width"], item["height"], found)
+            file_name = f"{item['image_id']}.{item['media_type'].removeprefix('image/')}"
+            link = str(client.base_url.join(f"/images/{item['image_id']}/content"))
+            yield LabelledImage(file_name, link, item["width"], item["height"], found)
         if page["next_cursor"] is None:
             return
         query["cursor"] = page["next_cursor"]
 
 
-def _ellipse(detection: Detection) -> tuple[float, float, float, float]:
-    """Center x and y, horizontal and vertical radius of the ellipse in the box; px."""
-    bbox = detection.bbox
-    return (bbox.x_min + bbox.x_max) / 2, (bbox.y_min + bbox.y_max) / 2, bbox.width / 2, bbox.height / 2
+def _outlines(image: LabelledImage) -> list[tuple[float, float, float, float]]:
+    """Center x and y, horizontal and vertical radius of every object; px."""
+    return [outline(each.bbox, each.circle, image.width, image.height) for each in image.detections]
 
 
 def main(
@@ -164,6 +169,9 @@ def main(
     format_: Annotated[Format, typer.Option("--format", "-f", help="Of which tool.")] = Format.COCO,
     images: Annotated[Path | None, typer.Option(help="Folder of pictures to detect in.", exists=True)] = None,
     detector: Annotated[str | None, typer.Option(help=f"One of {', '.join(get_args(DetectorName))}.")] = None,
+    url_prefix: Annotated[
+        str, typer.Option(help="Label Studio finds the folder's pictures behind it, by name.")
+    ] = "/data/local-files/?d=",
     url: Annotated[str | None, typer.Option(help="Take the records of this service instead.")] = None,
     api_key: Annotated[str | None, typer.Option(envvar="API_KEY", help="Of the service.")] = None,
     min_score: Annotated[float | None, typer.Option(min=0, max=1, help="Instead of the default.")] = None,
@@ -178,7 +186,9 @@ def main(
     if images is not None:
         name = cast(DetectorName, detector or Settings().detector)
         cut = default_min_score(name) if min_score is None else min_score
-        found = labelled_folder(images, name, cut, lambda problem: console.print(f"left out: {escape(problem)}"))
+        found = labelled_folder(
+            images, name, cut, url_prefix, lambda problem: console.print(f"left out: {escape(problem)}")
+        )
         labelled = list(track(found, "detecting", console=console))
     else:
         headers = {"X-API-Key": api_key} if api_key else {}

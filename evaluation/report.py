@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import jinja2
+import numpy as np
 
-from circles.imaging import decode_image, encode_jpeg
+from circles.detection import Detection
+from circles.imaging import RGBImage, decode_image, encode_jpeg
 from evaluation.charts import charts
 from evaluation.coco import Dataset, DatasetError, read_predictions, write_predictions
 from evaluation.drawing import draw_judged
@@ -19,6 +22,17 @@ from evaluation.sources import Source
 from evaluation.summary import HEADLINE, as_json
 
 _GALLERY_SIZE = 24
+_GALLERY_SIDE_PX = 900
+
+
+@dataclass(frozen=True, slots=True)
+class EarlierRun:
+    """What an earlier run left in its folder: its threshold, the pictures (id, file name) it judged, its answers."""
+
+    name: str
+    min_score: float
+    judged: set[tuple[int, str]]
+    predictions: dict[int, tuple[Detection, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +40,8 @@ class Comparison:
     """An earlier run on the same pictures."""
 
     name: str
-    metrics: dict[str, Any]
-    intervals: dict[str, Interval]  # of the differences, new less old
+    differences: dict[str, float]  # by key of metrics.json, new less old
+    intervals: dict[str, Interval]  # of the differences
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,22 +55,41 @@ class HeadlineRow:
     difference_interval: str
 
 
-def compare(scores: Scores, metrics_path: Path) -> Comparison:
-    """The run that this ``metrics.json`` is of, judged anew on today's truth from the predictions beside it.
+def load_earlier(metrics_path: Path) -> EarlierRun:
+    """The run that this ``metrics.json`` is of, from the files beside it.
 
     Raises:
-        DatasetError: The files cannot be read.
+        DatasetError: They cannot be read.
     """
+    folder = metrics_path.parent
     try:
-        metrics = json.loads(metrics_path.read_text(encoding="utf-8"))
-        min_score = float(metrics["min_score"])
+        min_score = float(json.loads(metrics_path.read_text(encoding="utf-8"))["min_score"])
+        with (folder / "per_image.csv").open(newline="", encoding="utf-8") as file:
+            judged = {(int(row["image_id"]), row["file_name"]) for row in csv.DictReader(file)}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DatasetError(f"{metrics_path} is no metrics.json: {error!r}") from error
-    predictions = read_predictions(metrics_path.parent / "predictions.coco.json")
-    old = score(
-        [ImageResult(r.image, predictions.get(r.image.image_id, ()), r.seconds) for r in scores.results], min_score
-    )
-    return Comparison(metrics_path.parent.name, as_json(old, {}), difference_intervals(scores, old))
+        raise DatasetError(f"{metrics_path} is no metrics.json beside its per_image.csv: {error!r}") from error
+    return EarlierRun(folder.name, min_score, judged, read_predictions(folder / "predictions.coco.json"))
+
+
+def compare(scores: Scores, earlier: EarlierRun) -> Comparison:
+    """Both runs judged on the pictures that both have, by today's truth.
+
+    Raises:
+        DatasetError: They have none in common.
+    """
+    common = [r for r in scores.results if (r.image.image_id, r.image.path.name) in earlier.judged]
+    if not common:
+        raise DatasetError(f"the run {earlier.name} has no picture in common with this one")
+    new = scores if len(common) == len(scores.results) else score(common, scores.min_score)
+    before = [ImageResult(r.image, earlier.predictions.get(r.image.image_id, ()), r.seconds) for r in common]
+    old = score(before, earlier.min_score)
+    new_metrics, old_metrics = as_json(new, {}), as_json(old, {})
+    differences = {
+        key: new_metrics[key] - old_metrics[key]
+        for key, _ in HEADLINE
+        if new_metrics[key] is not None and old_metrics[key] is not None
+    }
+    return Comparison(f"{earlier.name} ({len(common)} pictures)", differences, difference_intervals(new, old))
 
 
 def write_report(
@@ -79,10 +112,12 @@ def write_report(
     metrics = as_json(scores, about)
     (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     write_predictions(
-        output / "predictions.coco.json", [(result.image.image_id, result.detections) for result in scores.results]
+        output / "predictions.coco.json",
+        [(result.image.image_id, result.detections) for result in scores.results],
+        dataset.category_id,
     )
     _write_per_image(output / "per_image.csv", scores)
-    pictures = _write_annotated(output / "annotated", scores)
+    _write_annotated(output / "annotated", scores)
     page = _page(
         metrics=metrics,
         title=f"{source.name} on {dataset.name}",
@@ -94,7 +129,7 @@ def write_report(
         compared_with=comparison.name if comparison else "",
         spreads=_spreads(metrics),
         charts=charts(scores),
-        gallery=_gallery(scores, pictures),
+        gallery=_gallery(scores),
         problems=problems,
     )
     (output / "report.html").write_text(page, encoding="utf-8")
@@ -107,8 +142,7 @@ def headline_rows(metrics: dict[str, Any], comparison: Comparison | None) -> lis
     for key, name in HEADLINE:
         value, difference, difference_interval = metrics[key], "", ""
         if comparison is not None:
-            old = comparison.metrics[key]
-            difference = "" if value is None or old is None else f"{value - old:+.4g}"
+            difference = f"{comparison.differences[key]:+.4g}" if key in comparison.differences else ""
             interval = comparison.intervals.get(key)
             difference_interval = "" if interval is None else f"{interval.low:+.4f} to {interval.high:+.4f}"
         bounds = metrics["intervals_95"].get(key)
@@ -166,27 +200,36 @@ def _write_per_image(path: Path, scores: Scores) -> None:
             )
 
 
-def _write_annotated(folder: Path, scores: Scores) -> list[bytes]:
-    """Every picture judged, as a file of its own; their bytes, in the run's order."""
+def _write_annotated(folder: Path, scores: Scores) -> None:
+    """Every picture judged, as a file of its own."""
     folder.mkdir(exist_ok=True)
-    pictures = []
-    for result, image_scores in zip(scores.results, scores.per_image, strict=True):
-        image = decode_image(result.image.path.read_bytes(), max_pixels=2**40)
-        pictures.append(encode_jpeg(draw_judged(image, result, image_scores), quality=85))
-        (folder / f"{result.image.image_id}_{Path(result.image.path.name).stem}.jpg").write_bytes(pictures[-1])
-    return pictures
+    for index, result in enumerate(scores.results):
+        name = f"{result.image.image_id}_{Path(result.image.path.name).stem}.jpg"
+        (folder / name).write_bytes(encode_jpeg(_judged_picture(scores, index), quality=85))
 
 
-def _gallery(scores: Scores, pictures: list[bytes]) -> list[dict[str, str]]:
-    order = sorted(range(len(pictures)), key=lambda index: _goodness(scores.per_image[index]))
-    return [
-        {
-            "name": scores.results[index].image.path.name,
-            "caption": _caption(scores.per_image[index]),
-            "base64": base64.b64encode(pictures[index]).decode(),
-        }
-        for index in order[:_GALLERY_SIZE]
-    ]
+def _judged_picture(scores: Scores, index: int) -> RGBImage:
+    result = scores.results[index]
+    image = decode_image(result.image.path.read_bytes(), max_pixels=2**40)
+    return draw_judged(image, result, scores.per_image[index])
+
+
+def _gallery(scores: Scores) -> list[dict[str, str]]:
+    order = sorted(range(len(scores.results)), key=lambda index: _goodness(scores.per_image[index]))
+    gallery = []
+    for index in order[:_GALLERY_SIZE]:
+        picture = _judged_picture(scores, index)
+        scale = min(1.0, _GALLERY_SIDE_PX / max(picture.shape[:2]))
+        small = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        jpeg = encode_jpeg(small.astype(np.uint8, copy=False), quality=85)
+        gallery.append(
+            {
+                "name": scores.results[index].image.path.name,
+                "caption": _caption(scores.per_image[index]),
+                "base64": base64.b64encode(jpeg).decode(),
+            }
+        )
+    return gallery
 
 
 def _goodness(image: ImageScores) -> tuple[float, float]:

@@ -153,8 +153,9 @@ def _ended_by_interrupt(service: LocalService) -> Iterator[None]:
 def _start(service: LocalService, mode: str, port: int) -> None:
     try:
         settings = Settings.model_validate({"mode": mode})
-        # Asked here for a quick answer; the ingress replica takes the lock for good.
-        DataFolderLock(ROOT / settings.database_path.parent, holder="a start").release()
+        if not service.processes():
+            # Asked here for a quick answer; the ingress replica takes the lock for good.
+            DataFolderLock(ROOT / settings.database_path.parent, holder="a start").release()
     except ValidationError as error:
         _fail(error)
     except DataFolderLockedError as error:

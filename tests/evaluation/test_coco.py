@@ -15,6 +15,7 @@ from evaluation.coco import (
     Truth,
     coco_content,
     load_dataset,
+    outline,
     read_predictions,
     write_predictions,
     write_scenes,
@@ -65,7 +66,7 @@ def test_plain_layout_has_its_pictures_in_a_folder(tmp_path: Path) -> None:
     [
         ("{", "cannot be read as JSON"),
         ({}, "not a COCO detection file"),
-        ({**content(), "annotations": [{"image_id": 7}]}, "not a COCO detection file"),
+        ({**content(), "annotations": [{"id": 1}]}, "not a COCO detection file"),
         ({**content(), "images": []}, "no usable picture"),
     ],
 )
@@ -84,6 +85,11 @@ def _box(x: float, y: float, width: float, height: float) -> Callable[[dict[str,
     return lambda entries, _: entries["annotations"][0].update(bbox=[x, y, width, height])
 
 
+def _truncate(_: dict[str, Any], folder: Path) -> None:
+    whole = encode(np.random.default_rng(0).integers(0, 255, (30, 40, 3), np.uint8))
+    (folder / "a.png").write_bytes(whole[:-100])
+
+
 def _remove(_: dict[str, Any], folder: Path) -> None:
     (folder / "a.png").unlink()
 
@@ -97,6 +103,13 @@ def _break(_: dict[str, Any], folder: Path) -> None:
     [
         pytest.param(_remove, "absent", id="absent"),
         pytest.param(_break, "cannot be read", id="unreadable"),
+        pytest.param(_truncate, "ends early", id="truncated"),
+        pytest.param(lambda e, _: e["annotations"][0].pop("bbox"), "annotation 1 cannot be used", id="no box"),
+        pytest.param(lambda e, _: e["annotations"][0].update(bbox=[]), "annotation 1 cannot be used", id="empty box"),
+        pytest.param(_box(float("nan"), 2, 5, 5), "not a finite number", id="NaN"),
+        pytest.param(
+            lambda e, _: e["annotations"][0].update(circle={"x": 5, "y": 5, "radius": 0}), "radius 0", id="radius 0"
+        ),
         pytest.param(lambda e, _: e["images"][0].update(width=41), "40 x 30 px, its annotation 41 x 30", id="size"),
         pytest.param(_box(1, 2, 0, 5), "no area", id="zero area"),
         pytest.param(_box(30, 2, 20, 5), "outside", id="outside"),
@@ -155,6 +168,20 @@ def test_scenes_come_back_as_a_dataset(tmp_path: Path) -> None:
         np.testing.assert_allclose(
             [truth.bbox.as_tuple() for truth in image.truth], [drawn.bbox.as_tuple() for drawn in scene.objects]
         )
+
+
+def test_predictions_carry_the_category_of_the_dataset(tmp_path: Path) -> None:
+    entries = content()
+    entries["categories"] = [{"id": 3, "name": "coin"}]
+    for annotation in entries["annotations"]:
+        annotation["category_id"] = 3
+    assert load_dataset(write(tmp_path, entries)).category_id == 3
+
+
+def test_a_cut_circle_is_outlined_as_the_circle_it_is() -> None:
+    circle = Circle(0, 50, 20)
+    assert outline(circle.bbox().clip(100, 100), circle, 100, 100) == (0, 50, 20, 20)
+    assert outline(BBox(10, 20, 30, 30), Circle(20, 25, 7), 100, 100) == (20, 25, 10, 5)
 
 
 def test_polygon_lies_in_its_box() -> None:

@@ -1,5 +1,6 @@
 """First annotations for labelling tools."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -17,12 +18,16 @@ from tests.pictures import disc_jpeg
 from tests.running import running_api, settings_in
 
 TILTED = Detection(Circle(50, 40, 20), BBox(30, 25, 70, 55), 0.9)
-IMAGES = [LabelledImage("a b.jpg", 200, 100, (TILTED,)), LabelledImage("c.jpg", 10, 10, ())]
+CUT = Detection(Circle(0, 50, 20), BBox(0, 30, 20, 70), 0.8)
+IMAGES = [
+    LabelledImage("a b.jpg", "/d/a%20b.jpg", 200, 100, (TILTED,)),
+    LabelledImage("c.jpg", "/d/c.jpg", 99, 99, (CUT,)),
+]
 
 
 def test_coco_comes_back_as_a_dataset(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(disc_jpeg(1))
-    images = list(labelled_folder(tmp_path, "hough", 0.3, pytest.fail))
+    images = list(labelled_folder(tmp_path, "hough", 0.3, "", pytest.fail))
     (tmp_path / "_annotations.coco.json").write_text(as_coco(images))
     (image,) = load_dataset(tmp_path, is_strict=True).images
     assert [truth.circle for truth in image.truth] == [detection.circle for detection in images[0].detections]
@@ -31,7 +36,7 @@ def test_coco_comes_back_as_a_dataset(tmp_path: Path) -> None:
 
 def test_label_studio_counts_in_percents() -> None:
     first, second = json.loads(as_label_studio(IMAGES))
-    assert first["data"]["image"].endswith("a%20b.jpg")
+    assert first["data"]["image"] == "/d/a%20b.jpg"
     (result,) = first["predictions"][0]["result"]
     assert result["type"] == "ellipselabels"
     assert result["value"] == {
@@ -42,7 +47,9 @@ def test_label_studio_counts_in_percents() -> None:
         "rotation": 0,
         "ellipselabels": ["circle"],
     }
-    assert second["predictions"][0]["result"] == []
+    # A circle that the border cut is the whole circle.
+    (cut,) = second["predictions"][0]["result"]
+    assert (cut["value"]["x"], cut["value"]["radiusX"]) == (0, 100 * 20 / 99)
 
 
 def test_cvat_has_an_ellipse_an_object() -> None:
@@ -51,14 +58,14 @@ def test_cvat_has_an_ellipse_an_object() -> None:
     assert (first.get("name"), first.get("width"), first.get("height")) == ("a b.jpg", "200", "100")
     (ellipse,) = first.findall("ellipse")
     assert [ellipse.get(name) for name in ("cx", "cy", "rx", "ry")] == ["50.00", "40.00", "20.00", "15.00"]
-    assert second.findall("ellipse") == []
+    assert [each.get("rx") for each in second.findall("ellipse")] == ["20.00"]
 
 
 def test_files_that_are_no_pictures_are_told(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(disc_jpeg(1))
     (tmp_path / "notes.txt").write_text("hello")
     problems: list[str] = []
-    assert [image.file_name for image in labelled_folder(tmp_path, "dummy", 0, problems.append)] == ["a.jpg"]
+    assert [image.file_name for image in labelled_folder(tmp_path, "dummy", 0, "/x/", problems.append)] == ["a.jpg"]
     assert len(problems) == 1
     assert problems[0].startswith("notes.txt: ")
 
@@ -70,7 +77,9 @@ def test_records_of_a_service(tmp_path: Path) -> None:
             api.client.post("/images/", files={"file": (f"{seed}.jpg", disc_jpeg(seed))})
         shown = list(labelled_records(api.client, None))
         everything = list(labelled_records(api.client, 0))
-    assert [image.file_name for image in shown] == ["2.jpg", "1.jpg", "0.jpg"]
+    ids = [hashlib.sha256(disc_jpeg(seed)).hexdigest() for seed in (2, 1, 0)]
+    assert [image.file_name for image in shown] == [f"{image_id}.jpeg" for image_id in ids]
+    assert shown[0].link == f"{api.url}/images/{ids[0]}/content"
     assert [len(image.detections) for image in shown] == [1, 1, 1]
     assert [len(image.detections) for image in everything] == [2, 2, 2]
     assert everything[0].detections[0].circle == Circle(90, 110, 40)

@@ -135,6 +135,30 @@ def test_a_run_is_compared_with_an_earlier_one(report: Path, scenes: Path, tmp_p
     assert f"{drop:+.4g}" in page
 
 
+def test_an_earlier_run_is_compared_on_what_it_judged(report: Path, scenes: Path, tmp_path: Path) -> None:
+    """A run that was stopped early says nothing of the pictures it never saw."""
+    earlier = tmp_path / "earlier"
+    shutil.copytree(report, earlier)
+    lines = (earlier / "per_image.csv").read_text().splitlines(keepends=True)
+    (earlier / "per_image.csv").write_text("".join(lines[:4]))
+    arguments: list[str | Path] = [
+        "--dataset",
+        scenes,
+        "--detector",
+        "hough",
+        "--output",
+        tmp_path / "new",
+        "--compare",
+    ]
+    evaluate(*arguments, earlier / "metrics.json")
+    page = (tmp_path / "new" / "report.html").read_text()
+    assert "difference to earlier (3 pictures)" in page
+    assert page.count('<td class="number">+0</td>') >= 5
+    (earlier / "per_image.csv").write_text(lines[0])
+    refused = evaluate(*arguments, earlier / "metrics.json", expected=1)
+    assert "no picture in common" in refused.stderr
+
+
 def test_several_processes_find_the_same(report: Path, scenes: Path, tmp_path: Path) -> None:
     evaluate("--dataset", scenes, "--detector", "hough", "--output", tmp_path, "--jobs", "2")
     assert read_predictions(tmp_path / "predictions.coco.json") == read_predictions(report / "predictions.coco.json")
@@ -189,12 +213,13 @@ def test_over_http_the_detections_are_the_same(report: Path, scenes: Path, tmp_p
 
 @pytest.fixture
 def dying_service() -> Iterator[str]:
-    """Answers a configuration and two uploads, then only refusals."""
+    """Answers a configuration, an upload, another one at its third try, and then nothing but refusals."""
     uploads = 0
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self._send(200, {"mode": "real", "min_score": 0.3})
+            config = {"mode": "real", "detector": "hough", "detector_threads": 1, "min_score": 0.3}
+            self._send(*((200, config) if self.path.startswith("/config") else (404, {})))
 
         def do_DELETE(self) -> None:
             self._send(204, None)
@@ -204,7 +229,7 @@ def dying_service() -> Iterator[str]:
             self.rfile.read(int(self.headers["Content-Length"]))
             uploads += 1
             found: dict[str, Any] = {"detection": {"detections": []}, "status": "done", "error": None}
-            self._send(*((201, found) if uploads <= 2 else (500, {"detail": "gone"})))
+            self._send(*((201, found) if uploads in {1, 4} else (502, {"detail": "gone"})))
 
         def _send(self, status: int, body: object) -> None:
             content = b"" if body is None else json.dumps(body).encode()
@@ -230,8 +255,8 @@ def test_service_that_dies_midway_is_not_scored_as_zero(dying_service: str, scen
     metrics = metrics_of(tmp_path)
     assert metrics["images"] == 2
     assert len(metrics["left_out"]) == 10
-    assert "the service answered 500" in process.stdout
-    assert "the service answered 500" in (tmp_path / "report.html").read_text()
+    assert "the service answered 502" in process.stdout
+    assert "the service answered 502" in (tmp_path / "report.html").read_text()
 
 
 def test_service_that_is_not_there(scenes: Path, tmp_path: Path) -> None:
