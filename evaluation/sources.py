@@ -1,6 +1,7 @@
 """Where detections to be judged come from: detectors in this process, in many, or a running service."""
 
 import hashlib
+import logging
 import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +22,8 @@ from circles.detectors import DetectorName, default_min_score, load_detector
 from circles.detectors.encoded import EncodedDetector
 from circles.geometry import BBox, Circle
 from circles.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 _SERVICE_TIMEOUT_S = 60.0
 _MAX_PIXELS = 2**31
@@ -158,11 +161,18 @@ class ServiceSource:
             response, seconds = self._request("POST", f"{path}/detection")
         else:
             response, seconds = self._request("POST", "/images/", files={"file": image_bytes})
-            self._request("DELETE", path, is_absence_fine=True)
+            self._remove(path)
         body = response.json()
         if body["detection"] is None:
             return Answer((), seconds, f"detection is {body['status']}: {body['error']}")
         return Answer(tuple(detection_of(entry) for entry in body["detection"]["detections"]), seconds)
+
+    def _remove(self, path: str) -> None:
+        """Takes an upload back. What was measured stays measured when that fails."""
+        try:
+            self._request("DELETE", path, is_absence_fine=True)
+        except httpx2.HTTPError as error:
+            logger.warning("%s stays at the service: %r", path, error)
 
     def _request(
         self, method: str, path: str, *, is_absence_fine: bool = False, **content: Any

@@ -134,19 +134,21 @@ def endpoints() -> None:
 
 @contextlib.contextmanager
 def _ended_by_interrupt(service: LocalService) -> Iterator[None]:
-    """Leaves nothing running when Ctrl-C, a SIGTERM or a SIGHUP comes, whenever it does, or something breaks."""
+    """Leaves nothing of this start running when Ctrl-C, a SIGTERM or a SIGHUP comes, or something breaks."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     try:
         yield
     except KeyboardInterrupt:
         console.print("stopping")
-        service.stop()
+        if service.has_started:
+            service.stop()
         raise typer.Exit(130) from None
     except typer.Exit:
         raise
     except BaseException:
-        service.stop()
+        if service.has_started:
+            service.stop()
         raise
 
 

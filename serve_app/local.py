@@ -125,6 +125,11 @@ class LocalService:
             self.stop()
             raise
 
+    @property
+    def has_started(self) -> bool:
+        """Whether it was this object that started something, rather than another one before."""
+        return self._process is not None
+
     def wait(self) -> int:
         """Waits until the application that this object started ends; its exit status."""
         if self._process is None:

@@ -70,12 +70,16 @@ class ImageStore:
 
         Raises:
             NotFoundError: There are none under this key.
-            StorageUnavailableError: They cannot be read.
+            StorageUnavailableError: They cannot be read, or the whole store is gone.
         """
         with _errors_translated():
+            path = self._folder / key
             try:
-                return (self._folder / key).read_bytes()
+                return path.read_bytes()
             except FileNotFoundError as error:
+                # The sub-folders are made when the store is opened: without them it is the volume that is gone.
+                if not path.parent.is_dir():
+                    raise StorageUnavailableError("the image store's folders are gone") from error
                 raise NotFoundError("the image's bytes are gone") from error
 
     def delete(self, key: str) -> None:

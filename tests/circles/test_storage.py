@@ -365,6 +365,15 @@ def test_checks_really_try(tmp_path: Path, book: RecordBook) -> None:
     assert book.check_database() == "ok"
 
 
+def test_a_volume_that_went_away_is_not_taken_for_a_lost_picture(tmp_path: Path, book: RecordBook) -> None:
+    record, _ = add(book, b"bytes")
+    (tmp_path / "images").rename(tmp_path / "unmounted")
+    with pytest.raises(StorageUnavailableError, match="folders are gone"):
+        book.load(record)
+    (tmp_path / "unmounted").rename(tmp_path / "images")
+    assert book.load(record) == b"bytes"
+
+
 def test_data_folder_has_one_holder_who_is_named(tmp_path: Path) -> None:
     lock = DataFolderLock(tmp_path, holder="the first service")
     with pytest.raises(DataFolderLockedError, match=rf'the first service".*"pid": {os.getpid()}'):

@@ -213,7 +213,7 @@ def test_over_http_the_detections_are_the_same(report: Path, scenes: Path, tmp_p
 
 @pytest.fixture
 def dying_service() -> Iterator[str]:
-    """Answers a configuration, an upload, another one at its third try, and then nothing but refusals."""
+    """Answers a configuration, an upload, another one at its third try, and then, from its removal on, refuses all."""
     uploads = 0
 
     class Handler(BaseHTTPRequestHandler):
@@ -222,7 +222,7 @@ def dying_service() -> Iterator[str]:
             self._send(*((200, config) if self.path.startswith("/config") else (404, {})))
 
         def do_DELETE(self) -> None:
-            self._send(204, None)
+            self._send(*((204, None) if uploads == 1 else (502, {})))
 
         def do_POST(self) -> None:
             nonlocal uploads
@@ -256,6 +256,7 @@ def test_service_that_dies_midway_is_not_scored_as_zero(dying_service: str, scen
     assert metrics["images"] == 2
     assert len(metrics["left_out"]) == 10
     assert "the service answered 502" in process.stdout
+    assert "stays at the service" in process.stderr
     assert "the service answered 502" in (tmp_path / "report.html").read_text()
 
 
