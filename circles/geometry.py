@@ -40,10 +40,10 @@ class BBox:
     def clip(self, width: float, height: float) -> "BBox":
         """The part of the box inside an image of this size; degenerate (zero area) when none is."""
         return BBox(
-            min(max(self.x_min, 0.0), width),
-            min(max(self.y_min, 0.0), height),
-            min(max(self.x_max, 0.0), width),
-            min(max(self.y_max, 0.0), height),
+            min(max(self.x_min, 0.0), float(width)),
+            min(max(self.y_min, 0.0), float(height)),
+            min(max(self.x_max, 0.0), float(width)),
+            min(max(self.y_max, 0.0), float(height)),
         )
 
 
@@ -63,6 +63,41 @@ class Circle:
             self.center_x + self.radius,
             self.center_y + self.radius,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Ellipse:
+    """A circle seen at an angle: center, half axes, direction (radians) of the first axis; px."""
+
+    center_x: float
+    center_y: float
+    axis_a: float
+    axis_b: float
+    angle: float
+
+    def circle(self) -> Circle:
+        """The circle of the same center and area."""
+        return Circle(self.center_x, self.center_y, float(np.sqrt(self.axis_a * self.axis_b)))
+
+    def bbox(self) -> BBox:
+        """The box around the ellipse, not clipped to any image."""
+        cosine, sine = np.cos(self.angle), np.sin(self.angle)
+        half_width = float(np.hypot(self.axis_a * cosine, self.axis_b * sine))
+        half_height = float(np.hypot(self.axis_a * sine, self.axis_b * cosine))
+        return BBox(
+            self.center_x - half_width,
+            self.center_y - half_height,
+            self.center_x + half_width,
+            self.center_y + half_height,
+        )
+
+    def points(self, count: int) -> FloatArray:
+        """(count, 2): points on the rim, evenly spaced by the angle that a circle of it would have."""
+        turns = np.linspace(0.0, 2 * np.pi, count, endpoint=False)
+        cosine, sine = np.cos(self.angle), np.sin(self.angle)
+        along = np.stack([self.axis_a * np.cos(turns), self.axis_b * np.sin(turns)], axis=-1)
+        rim: FloatArray = along @ np.array([[cosine, sine], [-sine, cosine]]) + (self.center_x, self.center_y)
+        return rim
 
 
 def pairwise_bbox_iou(bboxes_a: FloatArray, bboxes_b: FloatArray) -> FloatArray:

@@ -15,7 +15,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from circles.geometry import BBox, Circle
+from circles.geometry import BBox, Circle, Ellipse
 from circles.imaging import RGBImage, decode_image, encode_jpeg
 
 Kind = Literal["disc", "ring", "coin"]
@@ -59,6 +59,7 @@ class SceneObject:
 
     circle: Circle
     bbox: BBox
+    outline: Ellipse
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,26 +70,10 @@ class Scene:
     objects: tuple[SceneObject, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Ellipse:
-    """Outline of an object: center, half axes, direction (radians) of the first axis; px."""
+class _Ellipse(Ellipse):
+    """Outline of an object while it is drawn."""
 
-    center_x: float
-    center_y: float
-    axis_a: float
-    axis_b: float
-    angle: float
-
-    def bbox(self) -> BBox:
-        cosine, sine = np.cos(self.angle), np.sin(self.angle)
-        half_width = float(np.hypot(self.axis_a * cosine, self.axis_b * sine))
-        half_height = float(np.hypot(self.axis_a * sine, self.axis_b * cosine))
-        return BBox(
-            self.center_x - half_width,
-            self.center_y - half_height,
-            self.center_x + half_width,
-            self.center_y + half_height,
-        )
+    __slots__ = ()
 
     def local(self, xs: _FloatImage, ys: _FloatImage) -> tuple[_FloatImage, _FloatImage]:
         """Coordinates in which the outline is the unit circle."""
@@ -151,10 +136,7 @@ def draw_scene(seed: int, options: SceneOptions = SceneOptions()) -> Scene:
         painter(canvas, ellipse, light, rng)
     image = _photograph(canvas.pixels, rng, options)
     objects = tuple(
-        SceneObject(
-            Circle(ellipse.center_x, ellipse.center_y, float(np.sqrt(ellipse.axis_a * ellipse.axis_b))),
-            ellipse.bbox().clip(options.width, options.height),
-        )
+        SceneObject(ellipse.circle(), ellipse.bbox().clip(options.width, options.height), ellipse)
         for ellipse in _visible(ellipses, options)
     )
     return Scene(image, objects)

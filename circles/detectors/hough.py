@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from circles.detection import Detection, DetectorInfo, suppress_duplicates
-from circles.geometry import BBox, Circle
+from circles.geometry import BBox, Circle, Ellipse
 from circles.imaging import RGBImage
 
 _Grey = NDArray[np.uint8]
@@ -96,15 +96,15 @@ class HoughDetector:
         ellipse = _fit_ellipse(points[is_edge])
         if ellipse is None:
             return None
-        distances = np.abs(ellipse.radial_distances(points))
-        tolerance = max(self._parameters.rim_tolerance * ellipse.circle.radius, 1.0)
+        distances = np.abs(_radial_distances(ellipse, points))
+        tolerance = max(self._parameters.rim_tolerance * ellipse.circle().radius, 1.0)
         is_support = is_edge & (distances <= tolerance)
         if is_support.sum() < 8:
             return None
         ellipse = _fit_ellipse(points[is_support]) or ellipse
         # Rays that leave the picture say nothing for or against a circle cut by its border.
         score = float(is_support.sum() / max(is_inside.sum(), self._parameters.ray_count / 4))
-        circle, bbox = ellipse.circle, ellipse.bbox()
+        circle, bbox = ellipse.circle(), ellipse.bbox()
         bbox = BBox(*(value / scale for value in bbox.as_tuple())).clip(width, height)
         if bbox.width <= 0 or bbox.height <= 0:
             return None
@@ -138,41 +138,17 @@ class HoughDetector:
         return places[rays, best], gradients[rays, best], is_inside
 
 
-@dataclass(frozen=True, slots=True)
-class _Ellipse:
-    """An ellipse by its center, half axes and the direction (radians) of the first one; px."""
-
-    center_x: float
-    center_y: float
-    half_axes: tuple[float, float]
-    angle: float
-
-    @property
-    def circle(self) -> Circle:
-        """The circle of the same area."""
-        return Circle(self.center_x, self.center_y, float(np.sqrt(self.half_axes[0] * self.half_axes[1])))
-
-    def bbox(self) -> BBox:
-        (a, b), cosine, sine = self.half_axes, np.cos(self.angle), np.sin(self.angle)
-        half_width, half_height = float(np.hypot(a * cosine, b * sine)), float(np.hypot(a * sine, b * cosine))
-        return BBox(
-            self.center_x - half_width,
-            self.center_y - half_height,
-            self.center_x + half_width,
-            self.center_y + half_height,
-        )
-
-    def radial_distances(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(N,) signed distance of points (N, 2) from the rim, measured along the ray from the center."""
-        offset = points - (self.center_x, self.center_y)
-        cosine, sine = np.cos(self.angle), np.sin(self.angle)
-        along = offset @ np.array([[cosine, -sine], [sine, cosine]]) / np.array(self.half_axes)
-        distance = np.hypot(offset[:, 0], offset[:, 1])
-        signed: NDArray[np.float64] = distance - distance / np.maximum(np.hypot(along[:, 0], along[:, 1]), 1e-9)
-        return signed
+def _radial_distances(ellipse: Ellipse, points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(N,) signed distance of points (N, 2) from the rim, measured along the ray from the center."""
+    offset = points - (ellipse.center_x, ellipse.center_y)
+    cosine, sine = np.cos(ellipse.angle), np.sin(ellipse.angle)
+    along = offset @ np.array([[cosine, -sine], [sine, cosine]]) / (ellipse.axis_a, ellipse.axis_b)
+    distance = np.hypot(offset[:, 0], offset[:, 1])
+    signed: NDArray[np.float64] = distance - distance / np.maximum(np.hypot(along[:, 0], along[:, 1]), 1e-9)
+    return signed
 
 
-def _fit_ellipse(points: NDArray[np.float64]) -> _Ellipse | None:
+def _fit_ellipse(points: NDArray[np.float64]) -> Ellipse | None:
     """The ellipse through (N, 2) points, N at least 8; None when they do not lie on one of a sane shape."""
     (center_x, center_y), axes, degrees = cv2.fitEllipseDirect(points.astype(np.float32))
     half_axes = (axes[0] / 2, axes[1] / 2)
@@ -180,7 +156,7 @@ def _fit_ellipse(points: NDArray[np.float64]) -> _Ellipse | None:
         return None
     if min(half_axes) < 0.4 * max(half_axes):
         return None
-    return _Ellipse(center_x, center_y, half_axes, float(np.deg2rad(degrees)))
+    return Ellipse(center_x, center_y, *half_axes, float(np.deg2rad(degrees)))
 
 
 def _resize(grey: _Grey, scale: float) -> _Grey:
