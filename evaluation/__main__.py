@@ -18,7 +18,7 @@ from circles.settings import Settings
 from evaluation.coco import Dataset, DatasetError, load_dataset, write_scenes
 from evaluation.report import Comparison, compare, headline_rows, load_earlier, write_report
 from evaluation.run import run
-from evaluation.scenes import draw_scene
+from evaluation.scenes import SceneOptions, draw_scene
 from evaluation.scores import DEFAULT_IOUS, score
 from evaluation.sources import STORE_MIN_SCORE, InProcessSource, Source, SourceError, opened_service
 
@@ -26,6 +26,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 _DATASETS = (_ROOT / "evaluation" / "dataset", _ROOT.parent / "shared" / "datasets" / "coins" / "val")
 _OUTPUT = _ROOT / "evaluation" / "output"
 _SCENE_COUNT = 50
+_CLUTTER = SceneOptions(objects=(0, 0), clutter=(2, 10))
 
 console = Console(soft_wrap=True)
 
@@ -37,6 +38,8 @@ def main(
             help="COCO folder. Default: evaluation/dataset, else ../shared/datasets/coins/val, else drawn scenes."
         ),
     ] = None,
+    scenes: Annotated[int | None, typer.Option(min=1, help="Draw so many scenes and judge on them.")] = None,
+    only_clutter: Annotated[bool, typer.Option("--only-clutter", help="... without any round thing.")] = False,
     detector: Annotated[
         str | None, typer.Option(help=f"Measure this detector in-process: {', '.join(get_args(DetectorName))}.")
     ] = None,
@@ -60,10 +63,14 @@ def main(
 ) -> None:
     """Judge a detector by what people annotated, and write a report."""
     _check_arguments(detector, url, min_score, iou, more_ious)
+    if dataset is not None and scenes is not None:
+        raise typer.BadParameter("either --dataset or --scenes")
+    if only_clutter and scenes is None:
+        raise typer.BadParameter("--only-clutter is for --scenes")
     ious = [*(iou or DEFAULT_IOUS), *(more_ious or [])]
     try:
         with contextlib.ExitStack() as stack:
-            data = _dataset(dataset, strict)
+            data = _dataset(dataset, strict) if scenes is None else _drawn_scenes(scenes, only_clutter=only_clutter)
             source: Source
             if url is not None:
                 source = stack.enter_context(opened_service(url, os.environ.get("API_KEY")))
@@ -133,9 +140,15 @@ def _dataset(folder: Path | None, is_strict: bool) -> Dataset:
     chosen = folder or next((candidate for candidate in _DATASETS if candidate.is_dir()), None)
     if chosen is None:
         console.print(f"no dataset: drawing {_SCENE_COUNT} scenes")
-        chosen = _OUTPUT / "drawn-scenes"
-        write_scenes(chosen, (draw_scene(seed) for seed in range(_SCENE_COUNT)))
+        return _drawn_scenes(_SCENE_COUNT, only_clutter=False)
     return load_dataset(chosen, is_strict=is_strict)
+
+
+def _drawn_scenes(count: int, *, only_clutter: bool) -> Dataset:
+    folder = _OUTPUT / ("drawn-clutter" if only_clutter else "drawn-scenes")
+    options = _CLUTTER if only_clutter else SceneOptions()
+    write_scenes(folder, (draw_scene(seed, options) for seed in range(count)))
+    return load_dataset(folder)
 
 
 def _table(metrics: dict[str, object], comparison: Comparison | None) -> Table:

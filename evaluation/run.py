@@ -1,5 +1,6 @@
 """A run: every picture of a dataset given to a source, with its progress shown."""
 
+import math
 import os
 import platform
 import time
@@ -58,7 +59,7 @@ def _shown(answers: Iterator[Answer], total: int, console: Console) -> Iterator[
     if console.is_terminal:
         yield from track(answers, "detecting", total=total, console=console)
         return
-    last_line = time.monotonic()
+    last_line = -math.inf
     for done, answer in enumerate(answers, start=1):
         yield answer
         if done == total or time.monotonic() - last_line >= _PLAIN_LINE_PERIOD_S:

@@ -23,6 +23,9 @@ HEADLINE = (
     ("ap50", "AP50"),
     ("ap75", "AP75"),
     ("ar", "AR"),
+    ("false_per_image", "false detections an image"),
+    ("center_error_px", "median error of centers, px"),
+    ("radius_error_px", "median error of radii, px"),
 )
 """Keys of ``metrics.json`` in the headline table, and what they are called there."""
 
@@ -55,6 +58,9 @@ def as_json(scores: Scores, about: dict[str, Any]) -> dict[str, Any]:
         **{f"ap_{name}": value for name, value in scores.coco.ap_by_size.items()},
         "ar": scores.coco.average_recall,
         **{f"ar_{name}": value for name, value in scores.coco.average_recall_by_size.items()},
+        "false_per_image": half.false_positives / len(scores.results),
+        "center_error_px": _spread([error.center_px for error in errors])["median"],
+        "radius_error_px": _spread([abs(error.radius_px) for error in errors])["median"],
         "at_iou": {
             f"{iou:g}": {
                 "true_positives": counts.true_positives,
