@@ -89,3 +89,8 @@ lint: install-deps
 [group('check')]
 eval *arguments: install-deps
     {{ python }} -m evaluation {{ arguments }}
+
+# Train the learned detector's networks (an hour and more; goes on after a kill); with --quick a toy version in minutes
+[group('train')]
+train *arguments: install-deps
+    {{ python }} -m training {{ arguments }}

@@ -10,6 +10,7 @@
     ├── OverloadedError                 no room just now; worth trying again
     │   ├── TooManyUploadsError
     │   └── BacklogFullError
+    ├── WeightsError                    the detector's weights are absent or not the right ones
     └── UnavailableError                a part of the service is away
         ├── DetectorUnavailableError
         ├── DatabaseUnavailableError
@@ -52,6 +53,10 @@ class NotFoundError(CirclesError):
 
 class DetectionFailedError(CirclesError):
     """The detector raised an error on this picture, and would do so again."""
+
+
+class WeightsError(CirclesError):
+    """A weights file is absent, damaged, or not the one that this version was made with."""
 
 
 class OverloadedError(CirclesError):

@@ -46,8 +46,8 @@ class Settings(BaseSettings):
     model_name: str = "circle-detector"
     """Name under which inference protocols know the detector."""
 
-    detector: DetectorName = "hough"
-    """Which detector the replicas load: `hough` (OpenCV) or `dummy` (fixed answers, from real replicas)."""
+    detector: DetectorName = "heatmap"
+    """What the replicas load: `heatmap` (learned), `heatmap-torch` (PyTorch runs it), `hough` (OpenCV) or `dummy`."""
 
     min_score: Score | None = None
     """Score from which objects are answered; unset: the detector's own. `user_config` changes it without a restart."""

@@ -20,7 +20,9 @@ class DetectorDeployment:
         os.environ["OMP_NUM_THREADS"] = str(settings.detector_threads)
         cv2.setNumThreads(settings.detector_threads)
         self._detector = EncodedDetector(
-            load_detector(settings.detector), settings.max_image_pixels, settings.store_min_score
+            load_detector(settings.detector, settings.detector_threads),
+            settings.max_image_pixels,
+            settings.store_min_score,
         )
         # One thread: a detector serves one caller at a time, and the event loop stays free for health checks.
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="detect")

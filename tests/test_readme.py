@@ -61,11 +61,14 @@ def test_words_exist() -> None:
     assert used <= set(listed)
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "evaluation/README.md"])
+@pytest.mark.parametrize(
+    "document",
+    ["README.md", "CONTRIBUTING.md", "evaluation/README.md", "training/README.md", "circles/weights/heatmap.md"],
+)
 def test_links_and_paths_lead_somewhere(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
-    paths = re.findall(r"`((?:circles|deployments|serve_app|evaluation|tests|docs)/[\w./-]*\w)`", text)
+    paths = re.findall(r"`((?:circles|deployments|serve_app|evaluation|training|tests|docs)/[\w./-]*\w)`", text)
     optional = {"evaluation/dataset"}
     folder = (ROOT / document).parent
     assert [link for link in links if not (folder / link).exists()] == []

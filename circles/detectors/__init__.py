@@ -1,39 +1,76 @@
 """The short list of detectors; each is imported on demand, so that nobody loads what is not used."""
 
-from dataclasses import dataclass
-from importlib import import_module
-from typing import Literal, cast
+import logging
+from collections.abc import Callable
+from typing import Literal
 
 from circles.detectors.protocol import Detector
 
-DetectorName = Literal["hough", "dummy"]
+logger = logging.getLogger(__name__)
+
+DetectorName = Literal["heatmap", "heatmap-torch", "hough", "dummy"]
+
+# The score from which a detector's answers are shown unless somebody says otherwise.
+_MIN_SCORES: dict[DetectorName, float] = {"heatmap": 0.7, "heatmap-torch": 0.7, "hough": 0.3, "dummy": 0.5}
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """Where a detector is, and the score from which its answers are shown unless somebody says otherwise."""
-
-    module: str
-    class_name: str
-    default_min_score: float
-
-
-_DETECTORS: dict[DetectorName, _Entry] = {
-    "hough": _Entry("circles.detectors.hough", "HoughDetector", 0.3),
-    "dummy": _Entry("circles.detectors.dummy", "DummyDetector", 0.5),
-}
-
-
-def load_detector(name: DetectorName) -> Detector:
+def load_detector(name: DetectorName, threads: int = 1) -> Detector:
     """The detector of this name, ready to detect.
+
+    Where what the learned detector runs on is not installed, it is the classical one, and a warning says so.
+
+    Args:
+        threads: That a learned detector's networks compute with.
 
     Raises:
         KeyError: There is none of this name.
+        WeightsError: The learned detector's weights are absent or damaged.
     """
-    entry = _DETECTORS[name]
-    return cast(Detector, getattr(import_module(entry.module), entry.class_name)())
+    return _LOADERS[name](threads)
 
 
 def default_min_score(name: DetectorName) -> float:
     """The score from which this detector's answers are shown by default; loads nothing."""
-    return _DETECTORS[name].default_min_score
+    return _MIN_SCORES[name]
+
+
+def _load_heatmap(threads: int) -> Detector:
+    from circles.detectors.heatmap import HeatmapDetector
+    from circles.detectors.runtimes import OnnxRuntime
+
+    try:
+        return HeatmapDetector(OnnxRuntime(threads=threads))
+    except ImportError as error:
+        logger.warning("PyTorch runs the learned detector, more slowly: %s", error)
+        return _load_heatmap_torch(threads)
+
+
+def _load_heatmap_torch(threads: int) -> Detector:
+    from circles.detectors.heatmap import HeatmapDetector
+
+    try:
+        from circles.detectors.torch_runtime import TorchRuntime
+    except ImportError as error:
+        logger.warning("the classical detector stands in for the learned one: %s", error)
+        return _load_hough(threads)
+    return HeatmapDetector(TorchRuntime.load(threads=threads))
+
+
+def _load_hough(_threads: int) -> Detector:
+    from circles.detectors.hough import HoughDetector
+
+    return HoughDetector()
+
+
+def _load_dummy(_threads: int) -> Detector:
+    from circles.detectors.dummy import DummyDetector
+
+    return DummyDetector()
+
+
+_LOADERS: dict[DetectorName, Callable[[int], Detector]] = {
+    "heatmap": _load_heatmap,
+    "heatmap-torch": _load_heatmap_torch,
+    "hough": _load_hough,
+    "dummy": _load_dummy,
+}

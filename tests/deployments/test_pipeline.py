@@ -57,7 +57,7 @@ def test_scores_floor_and_threshold(tmp_path: Path) -> None:
 @pytest.mark.parametrize("way", ["too slow", "absent"])
 def test_detector_that_does_not_answer_means_pending_and_done_later(tmp_path: Path, way: str) -> None:
     detector = GatedDetector(FixedDetector(*FOUND))
-    with service(tmp_path, detector) as api:
+    with service(tmp_path, detector, min_score=0.3) as api:
         if way == "absent":
             detector.is_absent = True
         else:

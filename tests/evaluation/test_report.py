@@ -188,7 +188,7 @@ def test_scenes_are_drawn_where_there_is_no_dataset(monkeypatch: pytest.MonkeyPa
 
 
 def test_over_http_the_detections_are_the_same(report: Path, scenes: Path, tmp_path: Path) -> None:
-    settings = settings_in(tmp_path, api_keys="secret")
+    settings = settings_in(tmp_path, api_keys="secret", detector="hough")
     encoded = EncodedDetector(load_detector("hough"), settings.max_image_pixels, settings.store_min_score)
     with running_api(settings, InProcessDetector(encoded)) as api:
         refused = evaluate("--dataset", scenes, "--url", api.url, "--output", tmp_path / "refused", expected=1)

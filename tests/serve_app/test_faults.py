@@ -39,10 +39,10 @@ def client(service: RunningServe) -> Iterator[httpx2.Client]:
         yield client
 
 
-def large_jpeg(seed: int, min_bytes: int = 0) -> bytes:
-    """A photograph-sized picture of noise: it keeps a detector busy for a second."""
+def large_jpeg(seed: int, min_bytes: int = 0, size: tuple[int, int] = (1800, 1200)) -> bytes:
+    """A picture of noise: it keeps a detector busy for most of a second, and more where it is larger."""
     rng = np.random.default_rng(seed)
-    image = cv2.resize(rng.integers(0, 255, (1000, 1500, 3), dtype=np.uint8), (6000, 4000))
+    image = cv2.resize(rng.integers(0, 255, (size[1] // 4, size[0] // 4, 3), dtype=np.uint8), size)
     for quality in (80, 97, 99, 100):
         encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
         if len(encoded) >= min_bytes:
@@ -91,7 +91,7 @@ def test_killed_detector_loses_no_upload_of_its_batch(service: RunningServe, cli
 
 
 def test_large_photograph_goes_through_the_fast_path(client: httpx2.Client) -> None:
-    image_bytes = large_jpeg(99, min_bytes=20_000_000)
+    image_bytes = large_jpeg(99, min_bytes=20_000_000, size=(6000, 4000))
     assert 20_000_000 <= len(image_bytes) <= 25 * 2**20
     response = client.post("/images/", files={"file": image_bytes})
     assert response.status_code == 201

@@ -20,6 +20,7 @@ WORDS = {
     "run": {"dev", "backend", "clean"},
     "watch": {"status", "health", "logs", "endpoints"},
     "check": {"test", "pytest", "lint", "eval"},
+    "train": {"train"},
 }
 
 
