@@ -47,9 +47,10 @@ def _export(
     path: Path, network: nn.Module, example: Tensor, input_name: str, output_names: list[str], sizes: dict[int, str]
 ) -> None:
     with warnings.catch_warnings():
-        # The tracing exporter is superseded, but needs no further packages and keeps sizes free; the graph is compared
-        # with the network in tests.
+        # The tracing exporter is superseded and folds no slices, and says both; but it keeps sizes free, and tests
+        # compare the graph with the network.
         warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", UserWarning)
         torch.onnx.export(
             network,
             (example,),
