@@ -72,7 +72,7 @@ endpoints: install-deps
 test manual='': install-deps
     {{ python }} -m pytest {{ manual }}
 
-# Run the unit tests alone: no Serve, about a minute
+# Run the unit tests alone: no Serve, some minutes
 [group('check')]
 pytest: install-deps
     {{ python }} -m pytest -m "not serve"
