@@ -4,6 +4,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -170,6 +171,7 @@ def _answers(service: RunningServe, different_from: int) -> bool:
 def test_power_cut_and_restart_keep_what_was_acknowledged(tmp_path: Path) -> None:
     """Everything is killed at once while uploads run; what was answered is there after the next start."""
     acknowledged: list[bytes] = []
+    is_cut = threading.Event()
     service = started_serve(tmp_path)
 
     def keep_uploading(lane: int) -> None:
@@ -180,16 +182,19 @@ def test_power_cut_and_restart_keep_what_was_acknowledged(tmp_path: Path) -> Non
                 try:
                     response = client.post("/images/", files={"file": image_bytes}, headers=prefer)
                 except httpx2.HTTPError:
-                    return
+                    if is_cut.is_set():
+                        return
+                    continue
                 if response.status_code in (200, 201, 202):
                     acknowledged.append(image_bytes)
-                else:
+                elif is_cut.is_set():
                     return  # the proxy's answer for a replica that is gone
 
     try:
         with ThreadPoolExecutor(4) as pool:
             lanes = [pool.submit(keep_uploading, lane) for lane in range(4)]
-            wait_until(lambda: len(acknowledged) >= 40)
+            wait_until(lambda: len(acknowledged) >= 40, timeout_s=60)
+            is_cut.set()
             for process in service.local.processes():
                 _kill(process)
             for lane in lanes:
