@@ -193,7 +193,7 @@ def test_power_cut_and_restart_keep_what_was_acknowledged(tmp_path: Path) -> Non
     try:
         with ThreadPoolExecutor(4) as pool:
             lanes = [pool.submit(keep_uploading, lane) for lane in range(4)]
-            wait_until(lambda: len(acknowledged) >= 40, timeout_s=60)
+            wait_until(lambda: len(acknowledged) >= 40)
             is_cut.set()
             for process in service.local.processes():
                 _kill(process)
