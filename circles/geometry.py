@@ -91,6 +91,11 @@ class Ellipse:
             self.center_y + half_height,
         )
 
+    def part_outside(self, width: float, height: float) -> float:
+        """Part of the ellipse's box, 0 to 1, that an image of this size does not show."""
+        bbox = self.bbox()
+        return 1 - bbox.clip(width, height).area / bbox.area
+
     def points(self, count: int) -> FloatArray:
         """(count, 2): points on the rim, evenly spaced by the angle that a circle of it would have."""
         turns = np.linspace(0.0, 2 * np.pi, count, endpoint=False)

@@ -81,7 +81,8 @@ def _load(annotated: AnnotatedImage, *, is_tilted: bool) -> Photo:
     for truth in annotated.truth:
         is_cut = _is_cut(truth.bbox, annotated.width, annotated.height)
         outline = _rectangle(truth.bbox) if is_cut else _inscribed(truth.bbox)
-        objects.append(SampleObject(outline * scale, not is_cut and not is_tilted, is_whole=not is_cut))
+        has_rim = not is_cut and not is_tilted
+        objects.append(SampleObject(outline * scale, has_rim, is_exact=False, is_whole=not is_cut))
     return Photo(image, tuple(objects), is_rigid=not all(each.has_rim for each in objects))
 
 

@@ -19,9 +19,9 @@ class Recipes:
 
 SHIPPED = Recipes(
     heatmap=Recipe(steps=3500, learning_rate=2e-3, warmup_steps=200, average_decay=0.998, weight_decay=0.02),
-    rim=Recipe(steps=1500, learning_rate=4e-3, warmup_steps=60, average_decay=0.995, weight_decay=1e-3),
+    rim=Recipe(steps=4500, learning_rate=4e-3, warmup_steps=60, average_decay=0.995, weight_decay=1e-3),
     batch_px=8 * 320**2,
-    scene_count=24,
+    scene_count=60,
 )
 
 QUICK = Recipes(

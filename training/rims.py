@@ -16,7 +16,7 @@ from training.samples import Outline, Sample, SampleObject
 
 _SIDES_PX = (256, 320, 448)
 _SAMPLES = 6
-_SCENE_CHANCE = 0.35
+_SCENE_CHANCE = 0.4
 _MAX_OBJECTS = 10  # of a sample, so that no crowded one fills the batch
 _MAX_DECOYS = 4
 _MIN_RADIUS_PX = 7.0
@@ -101,11 +101,18 @@ def _guesses(sample: Sample, rng: np.random.Generator) -> list[_Guess]:
         each = usable[index]
         rim = each.outline if each.has_rim else None
         ellipse = _ellipse_of(each.outline)
-        # As the heat map guesses: no more than a box is known. Then as the first fit leaves it.
         box = ellipse.bbox()
-        boxed = Ellipse(ellipse.center_x, ellipse.center_y, box.width / 2, box.height / 2, 0.0)
-        guesses.append(_Guess(_jittered(boxed, 0.05, rng), wide, rim, 1.0))
-        guesses.append(_Guess(_jittered(ellipse, 0.015, rng), near, rim, 1.0))
+        if not ellipse.part_outside(side, side):  # as the heat map guesses: no more than a box is known
+            boxed = Ellipse(ellipse.center_x, ellipse.center_y, box.width / 2, box.height / 2, 0.0)
+            guesses.append(_Guess(_jittered(boxed, 0.05, rng), wide, rim, 1.0))
+        elif rng.random() < 0.5:  # or a circle
+            radius = float(np.sqrt(ellipse.axis_a * ellipse.axis_b))
+            circle = Ellipse(ellipse.center_x, ellipse.center_y, radius, radius, 0.0)
+            guesses.append(_Guess(_jittered(circle, 0.08, rng), wide, rim, 1.0))
+        else:  # or as a wide look left it, since cut ones have two
+            guesses.append(_Guess(_jittered(ellipse, 0.04, rng), wide, rim, 1.0))
+        if rim is None or each.is_exact:  # what is annotated by hand teaches no parts of px
+            guesses.append(_Guess(_jittered(ellipse, 0.015, rng), near, rim, 1.0))
         if rng.random() < 0.4:  # some ring in the thing, or about it, or beside it
             scale = float(rng.choice((rng.uniform(0.3, 0.75), rng.uniform(1.35, 2.0), 1.0)))
             shift = rng.uniform(0.5, 1.2) * ellipse.axis_a if scale == 1.0 else 0.0

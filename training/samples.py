@@ -25,6 +25,8 @@ class SampleObject:
     outline: Outline
     has_rim: bool = True
     """False where only the outline's box is known well: annotated by a box, and seen at an angle or cut."""
+    is_exact: bool = True
+    """False where the outline was annotated by hand: right to some px."""
     is_whole: bool = True
     """False where the outline is but the box of what its picture's border left of it."""
     hidden: float = 0.0

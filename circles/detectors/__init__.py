@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 DetectorName = Literal["heatmap", "heatmap-torch", "hough", "dummy"]
 
 # The score from which a detector's answers are shown unless somebody says otherwise.
-_MIN_SCORES: dict[DetectorName, float] = {"heatmap": 0.7, "heatmap-torch": 0.7, "hough": 0.3, "dummy": 0.5}
+_MIN_SCORES: dict[DetectorName, float] = {"heatmap": 0.6, "heatmap-torch": 0.6, "hough": 0.3, "dummy": 0.5}
 
 
 def load_detector(name: DetectorName, threads: int = 1) -> Detector:

@@ -32,7 +32,8 @@ _MIN_SCORE = 0.1
 _MAX_OBJECTS = 1000
 _MAX_IOU = 0.4
 _BORDER_PX = 2.0
-_SECOND_LOOK_FROM = 0.3
+_WIDE, _NEAR = range(len(REACHES))
+_NEAR_LOOK_FROM = 0.3  # score of the wide look
 _STRIP_BATCH = 64  # of things placed at once: some 10 MB of the network's working memory
 
 
@@ -51,12 +52,16 @@ class _Tile:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What may be an object: its rim and its box in the picture, and each network's log-odds that it is one."""
+    """What may be an object: its rim and its box in the picture, and what speaks for it."""
 
     ellipse: Ellipse
     bbox: BBox
     heat_logit: float
+    """The heat-map network's log-odds that it is one."""
     rim_logit: float
+    """The rim network's."""
+    part_cut: float
+    """Part of it, 0 to 1, that lies beyond the picture's border."""
 
 
 class HeatmapDetector:
@@ -79,7 +84,9 @@ class HeatmapDetector:
             return self._propose(image)
         calibration = self._runtime.calibration
         detections = [
-            Detection(each.ellipse.circle(), each.bbox, calibration.score(each.heat_logit, each.rim_logit))
+            Detection(
+                each.ellipse.circle(), each.bbox, calibration.score(each.heat_logit, each.rim_logit, each.part_cut)
+            )
             for each in self.evidence(image)
         ]
         return suppress_duplicates(detections, _MAX_IOU)
@@ -92,7 +99,13 @@ class HeatmapDetector:
         heat_logits = [_logit(proposal.score) for proposal in proposals]
         ellipses, rim_logits = place_rims(self._runtime, image, guesses, heat_logits)
         evidence = [
-            Evidence(ellipse, ellipse.bbox().clip(width, height), heat_logit, rim_logit)
+            Evidence(
+                ellipse,
+                ellipse.bbox().clip(width, height),
+                heat_logit,
+                rim_logit,
+                ellipse.part_outside(width, height),
+            )
             for ellipse, heat_logit, rim_logit in zip(ellipses, heat_logits, rim_logits, strict=True)
         ]
         return [each for each in evidence if each.bbox.width > 0 and each.bbox.height > 0]
@@ -135,14 +148,18 @@ def place_rims(
 ) -> tuple[list[Ellipse], list[float]]:
     """The guesses moved onto their rims, and for each the log-odds that it is a round thing.
 
-    The first look tells best what it is; a second one, for the rim alone, is worth it where that looks well.
+    The first look tells best what it is; a nearer one, for the rim alone, is worth it where that looks well. What the
+    picture's border cuts is guessed worse, and looked at widely once more before.
     """
-    placed, round_logits = _place(runtime, image, guesses, look=0)
-    scores = map(runtime.calibration.score, heat_logits, round_logits)
-    likely = [index for index, score in enumerate(scores) if score >= _SECOND_LOOK_FROM]
-    again, _ = _place(runtime, image, [placed[index] for index in likely], look=1)
-    for index, ellipse in zip(likely, again, strict=True):
-        placed[index] = ellipse
+    height, width = image.shape[:2]
+    placed, round_logits = _place(runtime, image, guesses, _WIDE)
+    parts_cut = [ellipse.part_outside(width, height) for ellipse in placed]
+    scores = map(runtime.calibration.score, heat_logits, round_logits, parts_cut)
+    likely = [index for index, score in enumerate(scores) if score >= _NEAR_LOOK_FROM]
+    for look, indexes in ((_WIDE, [index for index in likely if parts_cut[index] > 0]), (_NEAR, likely)):
+        again, _ = _place(runtime, image, [placed[index] for index in indexes], look)
+        for index, ellipse in zip(indexes, again, strict=True):
+            placed[index] = ellipse
     is_sane = [_is_sane(ellipse, guess) for ellipse, guess in zip(placed, guesses, strict=True)]
     return [e if sane else g for e, g, sane in zip(placed, guesses, is_sane, strict=True)], round_logits
 

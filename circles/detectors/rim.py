@@ -18,8 +18,8 @@ from circles.geometry import Ellipse, FloatArray
 from circles.imaging import RGBImage
 
 RAY_COUNT = 32
-STEP_COUNT = 48
-REACHES = (0.3, 0.1)
+STEP_COUNT = 32
+REACHES = (0.3, 0.08)
 """How far before and behind the guess's rim a strip reaches, part of the radius: at the first look and the second."""
 
 _ANGLES = np.linspace(0.0, 2 * np.pi, RAY_COUNT, endpoint=False)
@@ -34,7 +34,7 @@ _PRODUCTS = (_TERMS[:, :, None] * _TERMS[:, None, :]).reshape(RAY_COUNT, 25)
 _MAX_STEP_PX = 1.2  # larger things are unrolled from a picture reduced so far
 _WINDOWS = (0.3, 0.2, 0.12, 0.08, 0.05, 0.05)
 """How far the rim may lie from where it is thought to be, one standard deviation, from fit to fit; in reaches."""
-_LEAST_DEVIATION = 0.02  # of the rim on a ray, in reaches: half a step
+_LEAST_DEVIATION = 0.02  # of the rim on a ray, in reaches: a third of a step
 _DOUBTS = ((0.05, 0.05, 0.05, 0.05, 0.25), (0.02, 0.02, 0.02, 0.02, 0.02))
 """How wrong a guess may be at each look, one standard deviation of dx, dy, dr, e and f, in parts of the radius.
 

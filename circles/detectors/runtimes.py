@@ -42,10 +42,12 @@ class Calibration:
     bias: float = 0.0
     heat: float = 1.0
     rim: float = 0.0
+    cut: float = 0.0
 
-    def score(self, heat_logit: float, rim_logit: float) -> float:
-        """The probability that a detection is right."""
-        return float(1 / (1 + np.exp(-(self.bias + self.heat * heat_logit + self.rim * rim_logit))))
+    def score(self, heat_logit: float, rim_logit: float, part_cut: float) -> float:
+        """The probability that a detection is right; ``part_cut`` of it, 0 to 1, lies beyond the picture's border."""
+        log_odds = self.bias + self.heat * heat_logit + self.rim * rim_logit + self.cut * part_cut
+        return float(1 / (1 + np.exp(-log_odds)))
 
 
 class Runtime(Protocol):
