@@ -5,7 +5,7 @@ import os
 from concurrent.futures.process import BrokenProcessPool
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, NoReturn, cast, get_args
+from typing import Annotated, Literal, NoReturn, cast, get_args
 
 import httpx2
 import typer
@@ -26,7 +26,13 @@ _ROOT = Path(__file__).resolve().parent.parent
 _DATASETS = (_ROOT / "evaluation" / "dataset", _ROOT.parent / "shared" / "datasets" / "coins" / "val")
 _OUTPUT = _ROOT / "evaluation" / "output"
 _SCENE_COUNT = 50
-_CLUTTER = SceneOptions(objects=(0, 0), clutter=(2, 10))
+
+_SceneKind = Literal["scenes", "whole-scenes", "clutter"]
+_SCENE_KINDS: dict[_SceneKind, SceneOptions] = {
+    "scenes": SceneOptions(),
+    "whole-scenes": SceneOptions(may_be_cut=False),
+    "clutter": SceneOptions(objects=(0, 0), clutter=(2, 10)),
+}
 
 console = Console(soft_wrap=True)
 
@@ -40,6 +46,7 @@ def main(
     ] = None,
     scenes: Annotated[int | None, typer.Option(min=1, help="Draw so many scenes and judge on them.")] = None,
     only_clutter: Annotated[bool, typer.Option("--only-clutter", help="... without any round thing.")] = False,
+    only_whole: Annotated[bool, typer.Option("--only-whole", help="... whose things no border cuts.")] = False,
     detector: Annotated[
         str | None, typer.Option(help=f"Measure this detector in-process: {', '.join(get_args(DetectorName))}.")
     ] = None,
@@ -65,12 +72,15 @@ def main(
     _check_arguments(detector, url, min_score, iou, more_ious)
     if dataset is not None and scenes is not None:
         raise typer.BadParameter("either --dataset or --scenes")
-    if only_clutter and scenes is None:
-        raise typer.BadParameter("--only-clutter is for --scenes")
+    if (only_clutter or only_whole) and scenes is None:
+        raise typer.BadParameter("--only-clutter and --only-whole are for --scenes")
+    if only_clutter and only_whole:
+        raise typer.BadParameter("either --only-clutter or --only-whole")
+    kind: _SceneKind = "clutter" if only_clutter else "whole-scenes" if only_whole else "scenes"
     ious = [*(iou or DEFAULT_IOUS), *(more_ious or [])]
     try:
         with contextlib.ExitStack() as stack:
-            data = _dataset(dataset, strict) if scenes is None else _drawn_scenes(scenes, only_clutter=only_clutter)
+            data = _dataset(dataset, strict) if scenes is None else _drawn_scenes(scenes, kind)
             source: Source
             if url is not None:
                 source = stack.enter_context(opened_service(url, os.environ.get("API_KEY")))
@@ -140,14 +150,13 @@ def _dataset(folder: Path | None, is_strict: bool) -> Dataset:
     chosen = folder or next((candidate for candidate in _DATASETS if candidate.is_dir()), None)
     if chosen is None:
         console.print(f"no dataset: drawing {_SCENE_COUNT} scenes")
-        return _drawn_scenes(_SCENE_COUNT, only_clutter=False)
+        return _drawn_scenes(_SCENE_COUNT, "scenes")
     return load_dataset(chosen, is_strict=is_strict)
 
 
-def _drawn_scenes(count: int, *, only_clutter: bool) -> Dataset:
-    folder = _OUTPUT / ("drawn-clutter" if only_clutter else "drawn-scenes")
-    options = _CLUTTER if only_clutter else SceneOptions()
-    write_scenes(folder, (draw_scene(seed, options) for seed in range(count)))
+def _drawn_scenes(count: int, kind: _SceneKind) -> Dataset:
+    folder = _OUTPUT / f"drawn-{kind}"
+    write_scenes(folder, (draw_scene(seed, _SCENE_KINDS[kind]) for seed in range(count)))
     return load_dataset(folder)
 
 

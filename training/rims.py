@@ -111,7 +111,8 @@ def _guesses(sample: Sample, rng: np.random.Generator) -> list[_Guess]:
             guesses.append(_Guess(_jittered(circle, 0.08, rng), wide, rim, 1.0))
         else:  # or as a wide look left it, since cut ones have two
             guesses.append(_Guess(_jittered(ellipse, 0.04, rng), wide, rim, 1.0))
-        if rim is None or each.is_exact:  # what is annotated by hand teaches no parts of px
+        # A rim annotated by hand is no teacher of parts of px; a thing without a known rim still tells what is round.
+        if rim is None or each.is_exact:
             guesses.append(_Guess(_jittered(ellipse, 0.015, rng), near, rim, 1.0))
         if rng.random() < 0.4:  # some ring in the thing, or about it, or beside it
             scale = float(rng.choice((rng.uniform(0.3, 0.75), rng.uniform(1.35, 2.0), 1.0)))

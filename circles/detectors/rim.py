@@ -20,7 +20,7 @@ from circles.imaging import RGBImage
 RAY_COUNT = 32
 STEP_COUNT = 32
 REACHES = (0.3, 0.08)
-"""How far before and behind the guess's rim a strip reaches, part of the radius: at the first look and the second."""
+"""How far before and behind the guess's rim a strip reaches, part of the radius: at a wide look and at a near one."""
 
 _ANGLES = np.linspace(0.0, 2 * np.pi, RAY_COUNT, endpoint=False)
 UNIT_CIRCLE = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=-1)
@@ -36,9 +36,11 @@ _WINDOWS = (0.3, 0.2, 0.12, 0.08, 0.05, 0.05)
 """How far the rim may lie from where it is thought to be, one standard deviation, from fit to fit; in reaches."""
 _LEAST_DEVIATION = 0.02  # of the rim on a ray, in reaches: a third of a step
 _DOUBTS = ((0.05, 0.05, 0.05, 0.05, 0.25), (0.02, 0.02, 0.02, 0.02, 0.02))
-"""How wrong a guess may be at each look, one standard deviation of dx, dy, dr, e and f, in parts of the radius.
+"""How wrong a guess may be at a wide look and at a near one, one standard deviation of dx, dy, dr, e and f, in parts of
+the radius.
 
-The first guess is an ellipse in a box, which the heat map places well; of a tilt between the axes a box says nothing.
+The first guess is mostly an ellipse in a box, which the heat map places well; of a tilt between the axes a box says
+nothing.
 """
 
 Strips = NDArray[np.uint8]

@@ -37,7 +37,7 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Scores out of what the two networks say: logistic regression (Platt 1999) on held-out pictures."""
+    """Scores out of what is known of a detection: logistic regression (Platt 1999) on held-out pictures."""
 
     bias: float = 0.0
     heat: float = 1.0
@@ -72,7 +72,7 @@ class Runtime(Protocol):
         """
 
     def rims(self, strips: Strips, look: int) -> tuple[Array, Array]:
-        """What the rim network of a look, 0 for the first, says of strips.
+        """What the rim network of a look, index into ``circles.detectors.rim.REACHES``, says of strips.
 
         Returns:
             (N, rays, steps) log-odds, up to a constant for each ray, that the rim lies at the step; (N,) log-odds that

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from circles.geometry import BBox, Circle, FloatArray, pairwise_bbox_iou, pairwise_circle_iou
+from circles.geometry import BBox, Circle, Ellipse, FloatArray, pairwise_bbox_iou, pairwise_circle_iou
 
 
 def rows(*values: tuple[float, ...]) -> FloatArray:
@@ -70,3 +70,11 @@ def test_circle_iou_agrees_with_counting_pixels(a: tuple[float, ...], b: tuple[f
 def test_bbox_is_clipped_to_the_image() -> None:
     assert Circle(5, 5, 10).bbox().clip(20, 12) == BBox(0, 0, 15, 12)
     assert BBox(30, 30, 40, 40).clip(20, 12).area == 0
+
+
+@pytest.mark.parametrize(
+    ("center_x", "part"), [(30, 0.0), (20, 0.0), (0, 0.5), (95, 0.375), (-20, 1.0), (-500, 1.0)], ids=str
+)
+def test_part_of_an_ellipse_outside_the_image(center_x: float, part: float) -> None:
+    """Of its box, 40 px wide, in an image 100 px wide; exactly nothing when it touches the border from inside."""
+    assert Ellipse(center_x, 50, 20, 10, 0.0).part_outside(100, 100) == part

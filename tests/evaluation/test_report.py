@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from playwright.sync_api import sync_playwright
@@ -20,6 +20,7 @@ from playwright.sync_api import sync_playwright
 from circles.detectors import load_detector
 from circles.detectors.encoded import EncodedDetector
 from deployments.async_detectors import InProcessDetector
+from evaluation.__main__ import _SceneKind
 from evaluation.coco import load_dataset, read_predictions, write_scenes
 from evaluation.scenes import PLAIN, SceneOptions, draw_scene
 from evaluation.scores import ImageResult, score
@@ -185,6 +186,30 @@ def test_scenes_are_drawn_where_there_is_no_dataset(monkeypatch: pytest.MonkeyPa
     dataset = command._dataset(None, is_strict=False)
     assert (dataset.name, len(dataset.images)) == ("drawn-scenes", 2)
     assert all(image.path.is_file() for image in dataset.images)
+
+
+@pytest.mark.parametrize("kind", get_args(_SceneKind))
+def test_scenes_are_of_the_kind_asked_for(kind: _SceneKind, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    command_line = importlib.import_module("evaluation.__main__")
+    monkeypatch.setattr(command_line, "_OUTPUT", tmp_path)
+    dataset = command_line._drawn_scenes(6, kind)
+    truth = [(each.bbox, image) for image in dataset.images for each in image.truth]
+    cut = [
+        bbox
+        for bbox, image in truth
+        if min(bbox.x_min, bbox.y_min, image.width - bbox.x_max, image.height - bbox.y_max) <= 0
+    ]
+    assert len(dataset.images) == 6
+    assert (bool(truth), bool(cut)) == {
+        "scenes": (True, True),
+        "whole-scenes": (True, False),
+        "clutter": (False, False),
+    }[kind]
+
+
+@pytest.mark.parametrize("arguments", [("--only-whole",), ("--scenes", "2", "--only-whole", "--only-clutter")], ids=str)
+def test_scene_options_that_do_not_fit_are_refused(arguments: tuple[str, ...]) -> None:
+    assert "--only-clutter" in evaluate(*arguments, expected=2).stderr
 
 
 def test_over_http_the_detections_are_the_same(report: Path, scenes: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What the networks are shown: the truth of made-up samples holds in their pixels."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from circles.detectors.network import decode
+from circles.detectors.rim import REACHES
 from circles.geometry import Ellipse
 from evaluation.coco import write_scenes
 from evaluation.scenes import PLAIN, draw_scene
@@ -15,7 +17,7 @@ from training.collages import Collages
 from training.losses import heatmap_losses
 from training.mixture import Mixture, scene_sample
 from training.photos import load_photos, photo_sample
-from training.rims import RimMixture
+from training.rims import RimMixture, _guesses
 from training.samples import Sample, SampleObject, clip_polygon, mosaic, polygon_area, targets_of, with_hidden_parts
 from training.sprites import Sprites, load_cutouts
 from training.targets import batch_maps, target_maps
@@ -155,3 +157,26 @@ def test_photographing_leaves_size_and_type(scenes: Path) -> None:
         shot = photograph(image, np.random.default_rng(seed))
         assert shot.shape == image.shape
         assert shot.dtype == np.uint8
+
+
+@pytest.mark.parametrize(("is_exact", "looks"), [(True, {0, 1}), (False, {0})], ids=["drawn", "annotated by hand"])
+def test_rims_annotated_by_hand_teach_the_wide_look_alone(is_exact: bool, looks: set[int]) -> None:
+    sample = Sample(grey(), [replace(disc(64, 64, 30), is_exact=is_exact)])
+    guesses = [guess for seed in range(20) for guess in _guesses(sample, np.random.default_rng(seed))]
+    assert {guess.look for guess in guesses if guess.rim is not None} == looks
+    assert {guess.look for guess in guesses} == set(range(len(REACHES)))
+
+
+def test_photographs_rims_are_not_exact(scenes: Path) -> None:
+    assert not any(each.is_exact for photo in load_photos([scenes]) for each in photo.objects)
+
+
+def test_things_that_the_border_cuts_are_guessed_worse() -> None:
+    """As in serving, where the heat map knows less of them: the wide look's guesses spread further about the truth."""
+    spreads = []
+    for center_x in (64.0, 10.0):
+        sample = Sample(grey(), [disc(center_x, 64, 30)])
+        guesses = [guess for seed in range(200) for guess in _guesses(sample, np.random.default_rng(seed))]
+        wide = [guess.ellipse for guess in guesses if guess.rim is not None and guess.look == 0]
+        spreads.append(np.std([ellipse.center_x for ellipse in wide]))
+    assert spreads[1] > 1.1 * spreads[0]
