@@ -26,10 +26,16 @@ lock *arguments: install-deps
         --no-annotate --no-header --no-emit-index-url --no-emit-find-links --no-emit-package torch \
         {{ arguments }} --output-file requirements.lock
 
-# Serve with the real detector, test and evaluate that, sum up, stay until Ctrl-C
+# Write the messages of the Open Inference Protocol's gRPC out of deployments/inference/open_inference.proto
+[group('setup')]
+proto: install-deps
+    {{ python }} -m grpc_tools.protoc -I . --python_out=. --pyi_out=. deployments/inference/open_inference.proto
+
+# Serve with the real detector, test and evaluate that, sum up, stay until Ctrl-C; with -k the model server detects
+[arg('kserve', long, short='k', value='--kserve', help='detect in the KServe model server, started too')]
 [group('run')]
-dev: install-deps
-    @{{ python }} -m serve_app dev
+dev kserve='': install-deps
+    @{{ python }} -m serve_app dev {{ kserve }}
 
 # Serve the application: fixed answers, or the real detector with -r
 [arg('background', long, short='b', value='--background', help='return once it is ready')]
@@ -38,7 +44,13 @@ dev: install-deps
 backend real='' background='': install-deps
     @{{ python }} -m serve_app start {{ real }} {{ background }}
 
-# Not there yet: the KServe model server (`model-server`), and every word on a cluster (`--k8s`)
+# Serve the detector by KServe's protocols on ports 9090 (REST) and 9091 (gRPC), without the application
+[arg('background', long, short='b', value='--background', help='return once it is ready')]
+[group('run')]
+model-server background='': install-deps
+    @{{ python }} -m serve_app model-server {{ background }}
+
+# Not there yet: every word on a cluster (`--k8s`)
 
 # End everything that this checkout started, and only that
 [group('run')]

@@ -5,7 +5,8 @@
     │   ├── UnsupportedImageError       not an accepted format
     │   ├── BrokenImageError            an accepted format, but damaged
     │   └── ImageTooLargeError          more pixels than allowed
-    ├── NotFoundError                   no such image or object
+    ├── InferenceInputError             an inference request that its protocol does not allow
+    ├── NotFoundError                   no such image, object or model
     ├── DetectionFailedError            the detector stumbled over this picture
     ├── OverloadedError                 no room just now; worth trying again
     │   ├── TooManyUploadsError
@@ -47,8 +48,12 @@ class ImageTooLargeError(ImageError):
     """The picture has more pixels than allowed."""
 
 
+class InferenceInputError(CirclesError):
+    """A request for inference is not what its protocol and this detector take; the message says what is wrong."""
+
+
 class NotFoundError(CirclesError):
-    """There is no image or object of this id."""
+    """There is no image, object or model of this id."""
 
 
 class DetectionFailedError(CirclesError):

@@ -6,6 +6,7 @@ defaults. Secrets come by environment alone. Each program reads its settings onc
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -33,6 +34,14 @@ def _check_storage_url(url: str) -> str:
     return url
 
 
+def _check_model_server_url(url: str) -> str:
+    parts = urlsplit(url)
+    is_base = parts.scheme in ("http", "https") and parts.hostname and not parts.query and not parts.fragment
+    if not is_base or parts.username:
+        raise ValueError("not the base URL of a server, as in http://127.0.0.1:9090")
+    return url.rstrip("/")
+
+
 class Settings(BaseSettings):
     """What the service may be told; the description of each field is its documentation."""
 
@@ -41,10 +50,16 @@ class Settings(BaseSettings):
     )
 
     mode: Literal["real", "dummy"] = "real"
-    """`dummy`: fixed detections, no detector replicas; `real`: the detector deployment."""
+    """`dummy`: fixed detections; `real`: the detector deployment, or what `MODEL_SERVER_URL` names."""
 
-    model_name: str = "circle-detector"
-    """Name under which inference protocols know the detector."""
+    model_server_url: Annotated[str, AfterValidator(_check_model_server_url)] | None = None
+    """Base URL of a KServe endpoint (V2 or V1 protocol) to detect with instead of the detector deployment."""
+
+    model_server_timeout_s: float = Field(default=60.0, gt=0)
+    """Seconds that endpoint has for a picture nobody waits for any more: what it may take to start from zero."""
+
+    model_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] = "circle-detector"
+    """Name under which inference protocols know the detector, here and at `MODEL_SERVER_URL`."""
 
     detector: DetectorName = "heatmap"
     """What the replicas load: `heatmap` (learned), `heatmap-torch` (PyTorch runs it), `hough` (OpenCV) or `dummy`."""
@@ -59,7 +74,7 @@ class Settings(BaseSettings):
     """Seconds an upload waits for the detector; then it becomes pending."""
 
     max_in_flight: int = Field(default=64, ge=1)
-    """Uploads worked on at once by one ingress replica; more are answered 429."""
+    """Pictures worked on at once by one ingress replica or model server; more are answered 429."""
 
     max_pending: int = Field(default=1000, ge=0)
     """Pictures that may wait for detection in the whole service; more are answered 429."""
@@ -75,6 +90,9 @@ class Settings(BaseSettings):
 
     upload_timeout_s: float = Field(default=120.0, gt=0)
     """Seconds a client has to send an upload; then it is answered 408."""
+
+    max_inference_bytes: int = Field(default=64 * 2**20, ge=1)
+    """Largest body of an inference request, in bytes; each of its pictures is held to `MAX_UPLOAD_BYTES` too."""
 
     max_image_pixels: int = Field(default=50_000_000, ge=1)
     """Largest picture, in pixels; checked in its header."""
@@ -133,12 +151,24 @@ class Settings(BaseSettings):
         """The score from which objects are answered when neither the query nor `user_config` names one."""
         if self.min_score is not None:
             return self.min_score
-        return default_min_score("dummy" if self.mode == "dummy" else self.detector)
+        return default_min_score(self.loaded_detector)
+
+    @property
+    def loaded_detector(self) -> DetectorName:
+        """The detector of this mode."""
+        return "dummy" if self.mode == "dummy" else self.detector
 
     @property
     def drain_timeout_s(self) -> float:
         """How long a replica that is to go may work on what it has begun."""
         return self.detection_timeout_s + 5.0
+
+    @property
+    def background_timeout_s(self) -> float:
+        """How long a detection may take that nobody waits for."""
+        if self.model_server_url is None:
+            return self.detection_timeout_s
+        return max(self.detection_timeout_s, self.model_server_timeout_s)
 
     @property
     def api_key_list(self) -> list[str]:

@@ -1,10 +1,13 @@
-"""Admission: how many uploads one ingress replica works on at once."""
+"""Admission: how many pictures one process works on at once."""
+
+from types import TracebackType
+from typing import Self
 
 from circles.errors import TooManyUploadsError
 
 
 class Slot:
-    """The right to work on one upload, until it is released."""
+    """The right to work on one picture, until it is released or its context is left."""
 
     def __init__(self, admission: "Admission") -> None:
         self._admission: Admission | None = admission
@@ -15,6 +18,14 @@ class Slot:
             self._admission._in_flight -= 1  # noqa: SLF001 - the two are one
             self._admission = None
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.release()
+
 
 class Admission:
     """Counts slots. For one event loop; not to be shared between threads."""
@@ -24,12 +35,12 @@ class Admission:
         self._in_flight = 0
 
     def enter(self) -> Slot:
-        """A slot, at once.
+        """A slot, at once; the caller releases it.
 
         Raises:
             TooManyUploadsError: All are taken.
         """
         if self._in_flight >= self._max_in_flight:
-            raise TooManyUploadsError(f"{self._max_in_flight} uploads are being worked on already")
+            raise TooManyUploadsError(f"{self._max_in_flight} pictures are being worked on already")
         self._in_flight += 1
         return Slot(self)

@@ -6,6 +6,8 @@ from contextlib import asynccontextmanager
 from fastapi import APIRouter, FastAPI
 
 import circles
+from deployments.api_keys import ApiKeys
+from deployments.application_model import ApplicationModel
 from deployments.middleware import (
     ApiKeyMiddleware,
     CanonicalPathMiddleware,
@@ -13,7 +15,7 @@ from deployments.middleware import (
     RequestIdMiddleware,
 )
 from deployments.problems import install_problem_handlers, problem_responses
-from deployments.routes import images, objects, system
+from deployments.routes import images, inference, objects, system
 from deployments.services import Services
 
 _API_PREFIX = "/api/v1"
@@ -41,6 +43,7 @@ def create_api(services: Services, *, is_behind_serve: bool) -> FastAPI:
         redoc_url=None,
     )
     app.state.services = services
+    app.state.served_model = ApplicationModel(services)
     # What every route may answer; also keeps FastAPI from documenting its own kind of 422.
     api = APIRouter(responses=problem_responses(401, 422, 500, 503))
     for router in (images.router, objects.router, system.router):
@@ -48,11 +51,12 @@ def create_api(services: Services, *, is_behind_serve: bool) -> FastAPI:
     app.include_router(api, prefix=_API_PREFIX)
     app.include_router(api, include_in_schema=False)
     app.include_router(system.bare_router)
+    app.include_router(inference.router)
     install_problem_handlers(app)
 
     collections = [prefix + images.COLLECTION_PATH for prefix in ("", _API_PREFIX)]
     # The one added last meets a request first.
-    app.add_middleware(ApiKeyMiddleware, api_keys=services.settings.api_key_list, open_paths=_OPEN_PATHS)
+    app.add_middleware(ApiKeyMiddleware, api_keys=ApiKeys(services.settings.api_key_list), open_paths=_OPEN_PATHS)
     app.add_middleware(CanonicalPathMiddleware, paths_with_slash=collections)
     app.add_middleware(InternalErrorMiddleware)
     app.add_middleware(RequestIdMiddleware, is_behind_serve=is_behind_serve)

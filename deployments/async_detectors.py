@@ -1,22 +1,15 @@
-"""Who answers when the ingress wants a picture looked at: the detector replicas, or this very process."""
+"""Who answers when somebody wants a picture looked at: others elsewhere, or this very process."""
 
 import asyncio
-import logging
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, Protocol
-
-import grpc
-from ray import serve
-from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
-from ray.serve.handle import DeploymentHandle
-from ray.serve.schema import DeploymentStatusOverview
+from typing import Literal, Protocol
 
 from circles.detection import ImageDetections
 from circles.detectors.encoded import DetectionOutcome, EncodedDetector
 from circles.errors import DetectorUnavailableError
 
-logger = logging.getLogger("ray.serve")
+_CLOSED = "the detector has been unloaded"
 
 DetectorState = Literal["ok", "asleep"]
 
@@ -40,76 +33,87 @@ class AsyncDetector(Protocol):
             DetectorUnavailableError: Nobody could.
         """
 
+    async def close(self) -> None:
+        """Gives back what it holds; nobody is answered any more."""
+
 
 class InProcessDetector:
-    """Detects in a thread of this process."""
+    """Detects in a thread of this process; what comes in meanwhile is the next batch. For one event loop."""
 
-    def __init__(self, detector: EncodedDetector) -> None:
+    def __init__(self, detector: EncodedDetector, batch_size: int = 1) -> None:
+        """
+        Args:
+            batch_size: Most pictures detected in one call.
+        """
         self._detector = detector
+        self._batch_size = batch_size
+        self._waiting: deque[tuple[bytes, asyncio.Future[DetectionOutcome]]] = deque()
+        self._is_busy = False
+        self._is_closed = False
+        # One thread: a detector serves one caller at a time.
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="detect")
 
     async def detect(self, image_bytes: bytes) -> ImageDetections:
-        loop = asyncio.get_running_loop()
-        (outcome,) = await loop.run_in_executor(self._executor, self._detector.detect, [image_bytes])
-        return _found(outcome)
+        if self._is_closed:
+            raise DetectorUnavailableError(_CLOSED)
+        outcome: asyncio.Future[DetectionOutcome] = asyncio.get_running_loop().create_future()
+        self._waiting.append((image_bytes, outcome))
+        self._start_batch()
+        return found_in(await outcome)
 
     def state(self) -> DetectorState:
         return "ok"
 
+    async def close(self) -> None:
+        self._is_closed = True
+        while self._waiting:
+            _, outcome = self._waiting.popleft()
+            if not outcome.done():
+                outcome.set_exception(DetectorUnavailableError(_CLOSED))
+        self._executor.shutdown(wait=False)  # the batch in work is still answered
 
-class ReplicaDetector:
-    """Detects through the replicas of the detector deployment.
+    def _start_batch(self) -> None:
+        if self._is_busy:
+            return
+        batch: list[tuple[bytes, asyncio.Future[DetectionOutcome]]] = []
+        while self._waiting and len(batch) < self._batch_size:
+            image_bytes, outcome = self._waiting.popleft()
+            if not outcome.done():  # else its caller has gone away
+                batch.append((image_bytes, outcome))
+        if not batch:
+            return
+        self._is_busy = True
+        work = asyncio.get_running_loop().run_in_executor(
+            self._executor, self._detector.detect, [image_bytes for image_bytes, _ in batch]
+        )
+        work.add_done_callback(lambda done: self._finish_batch(done, [outcome for _, outcome in batch]))
 
-    A picture whose replica dies under it is given to another one once: detection changes nothing, so asking again is
-    safe.
-    """
-
-    def __init__(self, detector_handle: DeploymentHandle[Any], deployment_name: str) -> None:
-        self._handle = detector_handle
-        self._deployment_name = deployment_name
-        self._app_name = serve.get_replica_context().app_name
-
-    async def detect(self, image_bytes: bytes) -> ImageDetections:
-        try:
-            outcome = await self._ask(image_bytes)
-        except DetectorUnavailableError as error:
-            logger.warning("detection is tried once more: %s", error.detail)
-            outcome = await self._ask(image_bytes)
-        return _found(outcome)
-
-    async def _ask(self, image_bytes: bytes) -> DetectionOutcome:
-        try:
-            outcome: DetectionOutcome = await self._handle.detect.remote(image_bytes)
-        # RayError: the replica died or cannot be reached; RayServeException: no replica, or their queue is full;
-        # RpcError: the connection to a replica broke on the way.
-        except (RayError, RayServeException, grpc.RpcError) as error:
-            raise DetectorUnavailableError(f"the detector did not answer: {type(error).__name__}") from error
-        return outcome
-
-    def state(self) -> DetectorState:
-        try:
-            application = serve.status().applications.get(self._app_name)
-        except (RayError, RayServeException) as error:
-            raise DetectorUnavailableError(f"Serve's controller does not answer: {type(error).__name__}") from error
-        deployment = application.deployments.get(self._deployment_name) if application else None
-        if deployment is None:
-            raise DetectorUnavailableError("the detector is not deployed")
-        if _running_replicas(deployment) > 0:
-            return "ok"
-        if _is_asleep(deployment):
-            return "asleep"
-        raise DetectorUnavailableError(f"no detector replica is running: {deployment.status}")
+    def _finish_batch(
+        self, done: "asyncio.Future[list[DetectionOutcome]]", outcomes: "list[asyncio.Future[DetectionOutcome]]"
+    ) -> None:
+        self._is_busy = False
+        error = done.exception()
+        for index, outcome in enumerate(outcomes):
+            if outcome.done():
+                continue
+            if error is not None:
+                outcome.set_exception(error)
+            else:
+                outcome.set_result(done.result()[index])
+        self._start_batch()
 
 
-def _found(outcome: DetectionOutcome) -> ImageDetections:
+async def detect_in_time(detector: AsyncDetector, image_bytes: bytes, timeout_s: float) -> ImageDetections:
+    """What the detector finds, if it does within this time; raises as ``AsyncDetector.detect``."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await detector.detect(image_bytes)
+    except TimeoutError as error:
+        raise DetectorUnavailableError(f"no detector answered within {timeout_s:g} s") from error
+
+
+def found_in(outcome: DetectionOutcome) -> ImageDetections:
+    """What was found; raises what is wrong with the picture instead."""
     if isinstance(outcome, ImageDetections):
         return outcome
     raise outcome
-
-
-def _running_replicas(deployment: DeploymentStatusOverview) -> int:
-    return sum(count for state, count in deployment.replica_states.items() if state == "RUNNING")
-
-
-def _is_asleep(deployment: DeploymentStatusOverview) -> bool:
-    return deployment.status == "HEALTHY" and not any(deployment.replica_states.values())

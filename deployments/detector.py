@@ -4,11 +4,9 @@ import asyncio
 import os
 from concurrent.futures import ThreadPoolExecutor
 
-import cv2
 from ray import serve
 
-from circles.detectors import load_detector
-from circles.detectors.encoded import DetectionOutcome, EncodedDetector
+from circles.detectors.encoded import DetectionOutcome, open_detector
 from circles.settings import Settings
 
 
@@ -16,14 +14,7 @@ class DetectorDeployment:
     """Answers for encoded pictures. Its options (replicas, queue, batch) are the builder's business."""
 
     def __init__(self, settings: Settings) -> None:
-        # One policy for every library that starts threads of its own: replicas are the unit that scales.
-        os.environ["OMP_NUM_THREADS"] = str(settings.detector_threads)
-        cv2.setNumThreads(settings.detector_threads)
-        self._detector = EncodedDetector(
-            load_detector(settings.detector, settings.detector_threads),
-            settings.max_image_pixels,
-            settings.store_min_score,
-        )
+        self._detector = open_detector(settings)
         # One thread: a detector serves one caller at a time, and the event loop stays free for health checks.
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="detect")
 

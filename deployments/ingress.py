@@ -4,14 +4,20 @@ from typing import Any
 
 import pydantic
 from fastapi import FastAPI
+from google.protobuf.message import Message
 from ray import serve
+from ray.serve.grpc_util import RayServegRPCContext
 from ray.serve.handle import DeploymentHandle
 
-from circles.detectors import load_detector
-from circles.detectors.encoded import EncodedDetector
+from circles.detectors.encoded import open_detector
 from circles.settings import Score, Settings
 from deployments.api import create_api
-from deployments.async_detectors import AsyncDetector, InProcessDetector, ReplicaDetector
+from deployments.api_keys import ApiKeys
+from deployments.application_model import ApplicationModel
+from deployments.async_detectors import AsyncDetector, InProcessDetector
+from deployments.inference.v2_grpc import InferenceServicer
+from deployments.remote_detector import RemoteDetector
+from deployments.replica_detector import ReplicaDetector
 from deployments.services import open_services
 
 
@@ -29,7 +35,8 @@ class IngressDeployment:
 
         Args:
             settings: Read once, by the builder.
-            detector_handle: The way to the detector replicas; None to answer fixed detections from this process.
+            detector_handle: The way to the detector replicas; None without any: an endpoint elsewhere detects, or
+                fixed detections are answered from this process.
 
         Raises:
             DataFolderLockedError: Another service uses the data folder.
@@ -40,10 +47,19 @@ class IngressDeployment:
             _detector(settings, detector_handle),
             holder=f"the ingress replica of application '{app_name}'",
         )
+        self._grpc = InferenceServicer(ApplicationModel(self._services), ApiKeys(settings.api_key_list))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve asks for the application once the replica is constructed."""
         return create_api(self._services, is_behind_serve=True)
+
+    async def _answer_grpc(self, request: Message, grpc_context: RayServegRPCContext) -> Message:
+        return await self._grpc.answer(request, grpc_context)
+
+    # Serve finds the methods of gRPC services by their names.
+    ServerLive = ServerReady = ServerMetadata = _answer_grpc
+    ModelReady = ModelMetadata = ModelInfer = _answer_grpc
+    RepositoryModelLoad = RepositoryModelUnload = _answer_grpc
 
     def check_health(self) -> None:
         """Asked by Serve every few seconds; a replica that raises is replaced."""
@@ -58,5 +74,6 @@ class IngressDeployment:
 def _detector(settings: Settings, detector_handle: DeploymentHandle[Any] | None) -> AsyncDetector:
     if detector_handle is not None:
         return ReplicaDetector(detector_handle, deployment_name="Detector")
-    dummy = load_detector("dummy")
-    return InProcessDetector(EncodedDetector(dummy, settings.max_image_pixels, settings.store_min_score))
+    if settings.mode == "real":
+        return RemoteDetector(settings)
+    return InProcessDetector(open_detector(settings))

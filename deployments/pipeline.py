@@ -14,7 +14,7 @@ from circles.imaging import read_header
 from circles.settings import Settings
 from circles.storage.database import ImageRecord
 from circles.storage.records import RecordBook, image_id_of
-from deployments.async_detectors import AsyncDetector
+from deployments.async_detectors import AsyncDetector, detect_in_time
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -81,13 +81,17 @@ class ImagePipeline:
             UnavailableError: Storage or database are away.
         """
         record = await _in_thread(self._book.get, image_id)
-        await self.finish(record)
+        await self.finish(record, self._settings.detection_timeout_s)
         return await _in_thread(self._book.get, image_id)
 
-    async def finish(self, record: ImageRecord) -> None:
-        """Detects in a stored picture and writes down what was found; raises as ``detect_again``."""
+    async def finish(self, record: ImageRecord, timeout_s: float) -> None:
+        """Detects in a stored picture and writes down what was found; raises as ``detect_again``.
+
+        Args:
+            timeout_s: That the detector has to answer.
+        """
         image_bytes = await _in_thread(self._book.load, record)
-        found = await self._detect_in_time(image_bytes)
+        found = await detect_in_time(self._detector, image_bytes, timeout_s)
         await _in_thread(self._book.finish, record, found)
 
     def _identify(self, image_bytes: bytes) -> tuple[str, Any]:
@@ -95,17 +99,9 @@ class ImagePipeline:
 
     async def _detect_or_none(self, image_bytes: bytes) -> ImageDetections | None:
         try:
-            return await self._detect_in_time(image_bytes)
+            return await detect_in_time(self._detector, image_bytes, self._settings.detection_timeout_s)
         except (DetectorUnavailableError, DetectionFailedError):
             return None
-
-    async def _detect_in_time(self, image_bytes: bytes) -> ImageDetections:
-        timeout_s = self._settings.detection_timeout_s
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await self._detector.detect(image_bytes)
-        except TimeoutError as error:
-            raise DetectorUnavailableError(f"no detector answered within {timeout_s:g} s") from error
 
     async def _book_discard(self, staging: "asyncio.Task[str]") -> None:
         await asyncio.wait([staging])

@@ -32,6 +32,7 @@ _ANSWERS: dict[type[errors.CirclesError], _Answer] = {
     errors.UnsupportedImageError: _Answer(415, "Not an accepted image format"),
     errors.BrokenImageError: _Answer(422, "Broken image"),
     errors.ImageTooLargeError: _Answer(422, "Too many pixels"),
+    errors.InferenceInputError: _Answer(400, "Bad inference request"),
     errors.NotFoundError: _Answer(404, "Not found"),
     errors.DetectionFailedError: _Answer(500, "Detection failed"),
     errors.TooManyUploadsError: _Answer(429, "Too many uploads", retry_after_s=1),
@@ -90,6 +91,12 @@ def problem_response(
     scope: Scope, document: dict[str, object], headers: dict[str, str], cause: Exception | None = None
 ) -> JSONResponse:
     """The answer to a request that failed; also writes the failure's one log line, with the cause's traceback."""
+    log_failure(scope, document, cause)
+    return JSONResponse(document, int(str(document["status"])), headers, PROBLEM_MEDIA_TYPE)
+
+
+def log_failure(scope: Scope, document: dict[str, object], cause: Exception | None = None) -> None:
+    """Writes the one log line of a request that failed, whatever form its answer has."""
     status = int(str(document["status"]))
     level = logging.ERROR if status >= HTTPStatus.INTERNAL_SERVER_ERROR else logging.INFO
     logger.log(
@@ -103,7 +110,6 @@ def problem_response(
         document["request_id"],
         exc_info=cause,
     )
-    return JSONResponse(document, status, headers, PROBLEM_MEDIA_TYPE)
 
 
 def request_id_of(scope: Scope) -> str:

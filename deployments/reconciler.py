@@ -72,7 +72,7 @@ class Reconciler:
 
     async def _finish(self, pipeline: ImagePipeline, record: ImageRecord) -> None:
         try:
-            await pipeline.finish(record)
+            await pipeline.finish(record, self._settings.background_timeout_s)
         except (ImageError, DetectionFailedError, NotFoundError) as error:
             # Trying again would end the same way.
             await anyio.to_thread.run_sync(self._book.fail, record, error.detail)

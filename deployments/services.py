@@ -34,6 +34,7 @@ class Services:
     locks: list[DataFolderLock]
     database: Database
     book: RecordBook
+    detector: AsyncDetector
     pipeline: ImagePipeline
     reconciler: Reconciler
     admission: Admission
@@ -63,6 +64,7 @@ class Services:
         finally:
             self.reconciling.cancel()
             await asyncio.wait([self.reconciling])
+            await self.detector.close()
             self.database.close()
             for lock in self.locks:
                 lock.release()
@@ -95,6 +97,7 @@ def open_services(settings: Settings, detector: AsyncDetector, holder: str) -> S
         locks=locks,
         database=database,
         book=book,
+        detector=detector,
         pipeline=ImagePipeline(book, detector, settings, on_pending=reconciler.wake),
         reconciler=reconciler,
         admission=Admission(settings.max_in_flight),

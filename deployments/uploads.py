@@ -35,19 +35,32 @@ async def read_upload(request: Request, max_bytes: int, timeout_s: float) -> Upl
             the limit, 415 for other content types.
         StorageFullError: There is no space for the body's temporary file.
     """
-    media_type = _media_type(request)
+    media_type = media_type_of(request)
     if media_type == "multipart/form-data":
         async with _files(request, "file", 1, max_bytes + _FIELD_OVERHEAD_BYTES, timeout_s) as files:
             return await read_file(files[0], max_bytes)
     if media_type.startswith("image/"):
-        async with _in_time(timeout_s):
-            image_bytes = b"".join([chunk async for chunk in _limited(request, max_bytes)])
-        return Upload(_checked(image_bytes, max_bytes), filename=None)
+        return Upload(_checked(await read_body(request, max_bytes, timeout_s), max_bytes), filename=None)
     if not media_type:
         raise RequestError(
             400, "No file", "send a multipart form with a field 'file', or the picture as an image/* body"
         )
     raise RequestError(415, "Not an accepted content type", f"{media_type} is neither multipart/form-data nor image/*")
+
+
+async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes:
+    """The request's body as it is.
+
+    Raises:
+        RequestError: 408 when the client takes longer to send it, 413 above the limit.
+    """
+    async with _in_time(timeout_s):
+        return b"".join([chunk async for chunk in _limited(request, max_bytes)])
+
+
+def media_type_of(request: Request) -> str:
+    """The content type without its parameters, in lower case; empty when there is none."""
+    return request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
 
 
 @asynccontextmanager
@@ -57,7 +70,7 @@ async def open_batch(request: Request, max_bytes: int, timeout_s: float) -> Asyn
     Raises:
         RequestError, StorageFullError: As ``read_upload``, the limit being that of all files together.
     """
-    if _media_type(request) != "multipart/form-data":
+    if media_type_of(request) != "multipart/form-data":
         raise RequestError(415, "Not an accepted content type", "a batch is a multipart form with fields 'files'")
     max_body_bytes = MAX_BATCH_FILES * (max_bytes + _FIELD_OVERHEAD_BYTES)
     async with _files(request, "files", MAX_BATCH_FILES, max_body_bytes, timeout_s) as files:
@@ -80,10 +93,6 @@ def _checked(image_bytes: bytes, max_bytes: int) -> bytes:
 
 def _too_large(what: str, max_bytes: int) -> RequestError:
     return RequestError(413, "File too large", f"{what} of more than {max_bytes} bytes is not accepted")
-
-
-def _media_type(request: Request) -> str:
-    return request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""``python -m serve_app``: the application on this machine, for the words of the justfile."""
+"""``python -m serve_app``: the application and the model server on this machine, for the words of the justfile."""
 
 import contextlib
 import json
@@ -8,7 +8,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -21,7 +21,8 @@ from rich.table import Table
 from circles.errors import DataFolderLockedError
 from circles.settings import Settings
 from circles.storage.lock import DataFolderLock
-from serve_app.local import ROOT, LocalService, LocalServiceError, Ports, stop_all
+from serve_app.local import LocalModelServer, LocalService, Ports
+from serve_app.processes import ROOT, LocalProcess, LocalServiceError, stop_all
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 console = Console(soft_wrap=True)
@@ -31,28 +32,53 @@ _DATASETS = (ROOT / "evaluation" / "dataset", ROOT.parent / "shared" / "datasets
 Real = Annotated[bool, typer.Option("--real", "-r", help="Detect for real; without it the answers are fixed.")]
 Background = Annotated[bool, typer.Option("--background", "-b", help="Return once it is ready.")]
 Port = Annotated[int, typer.Option(help="Port of the application.")]
+GrpcPort = Annotated[int, typer.Option(help="Port of the application's gRPC.")]
+
+_LOGS = ROOT / "logs"
+_MODEL_SERVER_PORTS = (9090, 9091)  # HTTP, gRPC
 
 
 def _service() -> LocalService:
-    return LocalService(ROOT / "logs")
+    return LocalService(_LOGS)
 
 
 @cli.command()
-def start(real: Real = False, background: Background = False, port: Port = 8000) -> None:
+def start(real: Real = False, background: Background = False, port: Port = 8000, grpc_port: GrpcPort = 9000) -> None:
     """Start the application, and stay until Ctrl-C unless in the background."""
     service = _service()
     with _ended_by_interrupt(service):
-        _start(service, "real" if real else "dummy", port)
+        _start(service, {"MODE": "real" if real else "dummy"}, Ports.from_environment(port, grpc_port))
         if not background:
             _stay(service)
 
 
 @cli.command()
-def dev(port: Port = 8000) -> None:
+def model_server(
+    background: Background = False,
+    port: Annotated[int, typer.Option(help="Port of REST, /docs and /metrics.")] = _MODEL_SERVER_PORTS[0],
+    grpc_port: Annotated[int, typer.Option(help="Port of gRPC.")] = _MODEL_SERVER_PORTS[1],
+) -> None:
+    """Start the KServe model server, and stay until Ctrl-C unless in the background."""
+    server = LocalModelServer(_LOGS)
+    with _ended_by_interrupt(server):
+        _start_model_server(server, port, grpc_port)
+        if not background:
+            _stay(server)
+
+
+@cli.command()
+def dev(
+    port: Port = 8000,
+    grpc_port: GrpcPort = 9000,
+    kserve: Annotated[bool, typer.Option("--kserve", "-k", help="Detect in the KServe model server.")] = False,
+) -> None:
     """Start it for real, test it, evaluate it, sum up, and stay until Ctrl-C."""
-    service = _service()
-    with _ended_by_interrupt(service):
-        _start(service, "real", port)
+    service, server = _service(), LocalModelServer(_LOGS)
+    with _ended_by_interrupt(service, server):
+        variables = {"MODE": "real"}
+        if kserve:
+            variables["MODEL_SERVER_URL"] = _start_model_server(server, *_MODEL_SERVER_PORTS)
+        _start(service, variables, Ports.from_environment(port, grpc_port))
         url = service.running().url
         table = Table("check", "outcome", title="summary")
         is_passed = _run("pytest", "-q", "-m", "serve and not control", "--service-url", url)
@@ -68,7 +94,7 @@ def dev(port: Port = 8000) -> None:
                 _add_results(table, output)
         console.print(table)
         _print_endpoints(service)
-        _stay(service)
+        _stay(service, *([server] if kserve else []))
 
 
 @cli.command()
@@ -133,28 +159,30 @@ def endpoints() -> None:
 
 
 @contextlib.contextmanager
-def _ended_by_interrupt(service: LocalService) -> Iterator[None]:
-    """Leaves nothing of this start running when Ctrl-C, a SIGTERM or a SIGHUP comes, or something breaks."""
+def _ended_by_interrupt(*programs: LocalProcess) -> Iterator[None]:
+    """Leaves nothing that was started here running when Ctrl-C, a SIGTERM or a SIGHUP comes, or something breaks."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     try:
         yield
     except KeyboardInterrupt:
         console.print("stopping")
-        if service.has_started:
-            service.stop()
+        _stop(programs)
         raise typer.Exit(130) from None
-    except typer.Exit:
-        raise
     except BaseException:
-        if service.has_started:
-            service.stop()
+        _stop(programs)
         raise
 
 
-def _start(service: LocalService, mode: str, port: int) -> None:
+def _stop(programs: Sequence[LocalProcess]) -> None:
+    for program in programs:
+        if program.has_started:
+            program.stop()
+
+
+def _start(service: LocalService, variables: dict[str, str], ports: Ports) -> None:
     try:
-        settings = Settings.model_validate({"mode": mode})
+        settings = Settings.model_validate({name.lower(): value for name, value in variables.items()})
         if not service.processes():
             # Asked here for a quick answer; the ingress replica takes the lock for good.
             DataFolderLock(ROOT / settings.database_path.parent, holder="a start").release()
@@ -162,25 +190,35 @@ def _start(service: LocalService, mode: str, port: int) -> None:
         _fail(error)
     except DataFolderLockedError as error:
         _fail(error.detail)
-    console.print(f"starting the application in {mode} mode, log in {service.log_path}")
+    elsewhere = f", detecting at {settings.model_server_url}" if settings.model_server_url else ""
+    console.print(f"starting the application in {settings.mode} mode{elsewhere}, log in {service.log_path}")
     try:
-        service.start({"MODE": mode}, Ports.from_environment(http=port))
+        service.start(variables, ports)
     except LocalServiceError as error:
         _fail(error)
     console.print(f"ready at {service.running().url}")
 
 
-def _stay(service: LocalService) -> None:
-    """Waits for Ctrl-C, then ends the application; fails when the application ends by itself."""
+def _start_model_server(server: LocalModelServer, port: int, grpc_port: int) -> str:
+    console.print(f"starting the model server, log in {server.log_path}")
+    try:
+        url = server.start({}, port, grpc_port)
+    except LocalServiceError as error:
+        _fail(error)
+    console.print(f"ready at {url} (gRPC at 127.0.0.1:{grpc_port}), documentation at {url}/docs")
+    return url
+
+
+def _stay(program: LocalProcess, *others: LocalProcess) -> None:
+    """Waits for Ctrl-C, then ends all of them; fails when the first ends by itself."""
     console.print("Ctrl-C stops it")
     try:
-        status = service.wait()
+        status = program.wait()
     except KeyboardInterrupt:
         console.print("stopping")
-        service.stop()
+        _stop([program, *others])
         return
-    service.stop()
-    _fail(f"the application ended with {status}; see {service.log_path}")
+    _fail(f"it ended with {status}; see {program.log_path}")
 
 
 def _run(module: str, *arguments: str) -> bool:
@@ -207,6 +245,10 @@ def _print_endpoints(service: LocalService) -> None:
     table = Table("what", "address", title="endpoints")
     table.add_row("documentation", f"{running.url}/docs")
     table.add_row("upload", f"POST {running.url}/images/")
+    table.add_row("inference, V1 and V2", f"{running.url}/v1/models, {running.url}/v2")
+    table.add_row("inference, V2 over gRPC", running.grpc_address)
+    if running.model_server_url is not None:
+        table.add_row("model server", f"{running.model_server_url}, {running.model_server_url}/docs")
     table.add_row("health, readiness", f"{running.url}/health, {running.url}/ready")
     if running.dashboard_url is not None:
         token = Path.home() / ".ray" / "auth_token"

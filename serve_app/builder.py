@@ -22,13 +22,14 @@ _MESSAGE_OVERHEAD_BYTES = 1024 * 1024
 
 
 def build_app(settings: Settings) -> Application:
-    """The application as these settings want it: the ingress, and in real mode the detector it calls.
+    """The application as these settings want it: the ingress, and the detector it calls unless another one answers.
 
     Raises:
         ValueError: An upload of the allowed size would not fit into a message between the two.
     """
     _check_message_limit(settings.max_upload_bytes)
-    detector = _detector(settings) if settings.mode == "real" else None
+    has_detector = settings.mode == "real" and settings.model_server_url is None
+    detector = _detector(settings) if has_detector else None
     deployment = serve.deployment(
         name="Ingress",
         num_replicas=1,  # SQLite and a local folder have one writer

@@ -9,6 +9,7 @@ SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--service-url", help="run the tests over HTTP against this service instead of starting one")
+    parser.addoption("--service-grpc", help="address of that service's gRPC", default="127.0.0.1:9000")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -1,6 +1,7 @@
 """Detectors that do as they are told."""
 
 import asyncio
+import threading
 from collections.abc import Sequence
 
 from circles.detection import Detection, DetectorInfo, ImageDetections
@@ -32,6 +33,25 @@ class FixedDetector:
             ]
             for image in images
         ]
+
+
+class BlockedDetector(FixedDetector):
+    """Keeps its thread busy until it is released."""
+
+    def __init__(self, *found: tuple[Circle, float]) -> None:
+        super().__init__(*found)
+        self.has_begun = threading.Event()
+        self._released = threading.Event()
+
+    def release(self) -> None:
+        """Answers, now and from now on."""
+        self._released.set()
+
+    def detect(self, images: Sequence[RGBImage]) -> list[list[Detection]]:
+        found = super().detect(images)
+        self.has_begun.set()
+        assert self._released.wait(30)
+        return found
 
 
 class GatedDetector:
@@ -69,3 +89,6 @@ class GatedDetector:
         if self.is_absent:
             raise DetectorUnavailableError("told to be absent")
         return "ok"
+
+    async def close(self) -> None:
+        await self._detector.close()

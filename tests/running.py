@@ -10,12 +10,13 @@ from typing import Any
 
 import httpx2
 import uvicorn
+from fastapi import FastAPI
 
 from circles.settings import Settings
 from deployments.api import create_api
 from deployments.async_detectors import AsyncDetector
 from deployments.services import Services, open_services
-from serve_app.local import free_port
+from serve_app.processes import free_port
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
@@ -44,18 +45,23 @@ class RunningApi:
 def running_api(settings: Settings, detector: AsyncDetector) -> Iterator[RunningApi]:
     """The application of one replica behind uvicorn, in a thread of this process."""
     services = open_services(settings, detector, holder="a test")
-    port = free_port()
-    config = uvicorn.Config(
-        create_api(services, is_behind_serve=False), host="127.0.0.1", port=port, log_level="warning", ws="none"
-    )
-    server = uvicorn.Server(config)
+    with (
+        running_app(create_api(services, is_behind_serve=False)) as url,
+        httpx2.Client(base_url=url, timeout=30) as client,
+    ):
+        yield RunningApi(url, services, client)
+
+
+@contextlib.contextmanager
+def running_app(app: FastAPI, port: int | None = None) -> Iterator[str]:
+    """An application behind uvicorn, in a thread of this process; its address."""
+    port = port or free_port()
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning", ws="none"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     wait_until(lambda: server.started)
-    url = f"http://127.0.0.1:{port}"
     try:
-        with httpx2.Client(base_url=url, timeout=30) as client:
-            yield RunningApi(url, services, client)
+        yield f"http://127.0.0.1:{port}"
     finally:
         server.should_exit = True
         thread.join(timeout=30)

@@ -9,7 +9,8 @@ from pathlib import Path
 import httpx2
 import psutil
 
-from serve_app.local import LocalService, Ports, free_port
+from serve_app.local import LocalService, Ports
+from serve_app.processes import free_port
 
 
 @dataclass
@@ -17,6 +18,7 @@ class RunningServe:
     """The application under Serve."""
 
     url: str
+    grpc_address: str
     folder: Path
     environment: dict[str, str]
     local: LocalService
@@ -65,6 +67,6 @@ def started_serve(folder: Path, **settings: str) -> RunningServe:
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.5",
         **settings,
     }
-    ports = Ports(http=free_port(), haproxy_stats=free_port(), haproxy_metrics=free_port())
+    ports = Ports(http=free_port(), grpc=free_port(), haproxy_stats=free_port(), haproxy_metrics=free_port())
     local.start(environment, ports)
-    return RunningServe(f"http://127.0.0.1:{ports.http}", folder, environment, local)
+    return RunningServe(f"http://127.0.0.1:{ports.http}", f"127.0.0.1:{ports.grpc}", folder, environment, local)

@@ -63,7 +63,14 @@ def test_words_exist() -> None:
 
 @pytest.mark.parametrize(
     "document",
-    ["README.md", "CONTRIBUTING.md", "evaluation/README.md", "training/README.md", "circles/weights/heatmap.md"],
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/migration.md",
+        "evaluation/README.md",
+        "training/README.md",
+        "circles/weights/heatmap.md",
+    ],
 )
 def test_links_and_paths_lead_somewhere(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")

@@ -2,8 +2,10 @@
 
 import logging
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Literal
 
+from circles.detection import DetectorInfo
 from circles.detectors.protocol import Detector
 
 logger = logging.getLogger(__name__)
@@ -32,6 +34,20 @@ def load_detector(name: DetectorName, threads: int = 1) -> Detector:
 def default_min_score(name: DetectorName) -> float:
     """The score from which this detector's answers are shown by default; loads nothing."""
     return _MIN_SCORES[name]
+
+
+def detector_info(name: DetectorName) -> DetectorInfo:
+    """What ``load_detector`` would say of itself; loads nothing but what tells the weights' version.
+
+    Raises:
+        WeightsError: The learned detector's weights are absent.
+    """
+    from circles.detectors.runtimes import WEIGHTS_FOLDER, weights_version
+
+    is_learned = name in ("heatmap", "heatmap-torch")
+    if is_learned and (find_spec("onnxruntime") or find_spec("torch")):
+        return DetectorInfo("heatmap", weights_version(WEIGHTS_FOLDER))
+    return load_detector("hough" if is_learned else name).info
 
 
 def _load_heatmap(threads: int) -> Detector:

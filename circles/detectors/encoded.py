@@ -1,14 +1,18 @@
 """A detector for encoded pictures: decoding before it, the score floor after it, and errors kept apart per picture."""
 
 import logging
+import os
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 
 from circles.detection import ImageDetections
+from circles.detectors import load_detector
 from circles.detectors.protocol import Detector
 from circles.errors import DetectionFailedError, ImageError
 from circles.imaging import RGBImage, decode_image
+from circles.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -17,6 +21,19 @@ _MAX_BATCH_BYTES = 256 * 2**20
 
 DetectionOutcome = ImageDetections | ImageError | DetectionFailedError
 """What was found in a picture, or what is wrong with it."""
+
+
+def open_detector(settings: Settings) -> "EncodedDetector":
+    """The detector of these settings, with their limits; how many threads this process computes with is set, too.
+
+    Raises:
+        WeightsError: The learned detector's weights are absent or damaged.
+    """
+    # One policy for every library that starts threads of its own: processes are the unit that scales.
+    os.environ["OMP_NUM_THREADS"] = str(settings.detector_threads)
+    cv2.setNumThreads(settings.detector_threads)
+    detector = load_detector(settings.loaded_detector, settings.detector_threads)
+    return EncodedDetector(detector, settings.max_image_pixels, settings.store_min_score)
 
 
 class EncodedDetector:

@@ -7,8 +7,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from circles.detectors import load_detector
-from circles.detectors.encoded import EncodedDetector
+from circles.detectors.encoded import open_detector
 from deployments.async_detectors import InProcessDetector
 from tests.running import running_api, settings_in
 from tests.serving import running_serve
@@ -20,9 +19,8 @@ def service_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     external_url: str | None = request.config.getoption("--service-url")
     folder = tmp_path_factory.mktemp("api")
     if request.param == "in-process":
-        settings = settings_in(folder)
-        encoded = EncodedDetector(load_detector("hough"), settings.max_image_pixels, settings.store_min_score)
-        with running_api(settings, InProcessDetector(encoded)) as api:
+        settings = settings_in(folder, detector="hough")
+        with running_api(settings, InProcessDetector(open_detector(settings))) as api:
             yield api.url
     elif external_url is not None:
         yield external_url

@@ -29,7 +29,8 @@ def test_home_leads_to_the_documentation(client: httpx2.Client) -> None:
 
 def test_openapi_lists_every_route_of_the_contract_once(client: httpx2.Client) -> None:
     paths = client.get("/openapi.json").json()["paths"]
-    assert {path: sorted(operations) for path, operations in paths.items()} == {
+    operations = {path: sorted(found) for path, found in paths.items() if not path.startswith(("/v1", "/v2"))}
+    assert operations == {
         "/api/v1/images/": ["get", "post"],
         "/api/v1/images/batch": ["post"],
         "/api/v1/images/{image_id}": ["delete", "get"],

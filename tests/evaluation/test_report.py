@@ -25,7 +25,7 @@ from evaluation.coco import load_dataset, read_predictions, write_scenes
 from evaluation.scenes import PLAIN, SceneOptions, draw_scene
 from evaluation.scores import ImageResult, score
 from evaluation.summary import HEADLINE, as_json
-from serve_app.local import free_port
+from serve_app.processes import free_port
 from tests.running import running_api, settings_in
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -27,6 +27,7 @@ def deployments_of(settings: Settings) -> set[str]:
 def test_each_mode_has_just_the_deployments_it_needs(tmp_path: Path) -> None:
     assert deployments_of(settings_in(tmp_path)) == {"Ingress", "Detector"}
     assert deployments_of(settings_in(tmp_path, mode="dummy")) == {"Ingress"}
+    assert deployments_of(settings_in(tmp_path, model_server_url="http://127.0.0.1:9090")) == {"Ingress"}
 
 
 def test_importing_opens_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,6 +57,10 @@ def test_fast_path_variables_come_together_and_fit_the_upload_limit() -> None:
     assert variables["RAY_SERVE_ENABLE_HA_PROXY"] == variables["RAY_SERVE_THROUGHPUT_OPTIMIZED"] == "1"
     limit = int(variables["RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"] or 0)
     assert limit > Settings.model_fields["max_upload_bytes"].default
+    # One limit for inference requests, whichever protocol they come by.
+    assert (
+        int(variables["RAY_SERVE_GRPC_MAX_MESSAGE_SIZE"] or 0) == Settings.model_fields["max_inference_bytes"].default
+    )
 
 
 def test_uploads_that_no_message_could_carry_are_refused_at_start(

@@ -20,7 +20,7 @@ import yaml
 from circles.geometry import BBox
 from evaluation.coco import load_dataset
 from evaluation.metrics import Counts, count_matches
-from serve_app.local import LocalServiceError
+from serve_app.processes import LocalServiceError
 from tests.pictures import disc_jpeg
 from tests.running import wait_until
 from tests.serving import RunningServe, running_serve, started_serve

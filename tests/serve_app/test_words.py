@@ -12,12 +12,12 @@ import httpx2
 import psutil
 import pytest
 
-from serve_app.local import _MARK, free_port
+from serve_app.processes import MARK, free_port
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WORDS = {
-    "setup": {"install-deps", "check-deps", "lock"},
-    "run": {"dev", "backend", "clean"},
+    "setup": {"install-deps", "check-deps", "lock", "proto"},
+    "run": {"dev", "backend", "model-server", "clean"},
     "watch": {"status", "health", "logs", "endpoints"},
     "check": {"test", "pytest", "lint", "eval"},
     "train": {"train"},
@@ -54,7 +54,7 @@ def processes_of(checkout: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         try:
-            if process.environ().get(_MARK, "").startswith(f"{checkout}:"):
+            if process.environ().get(MARK, "").startswith(f"{checkout}:"):
                 found.append(process)
         except psutil.Error:
             continue
@@ -78,7 +78,8 @@ def test_words_are_listed_in_groups() -> None:
 def test_background_start_is_watched_and_ended(checkout: Path) -> None:
     port, variables = free_port(), environment()
     url = f"http://127.0.0.1:{port}"
-    started = run(checkout, "start", "--background", "--port", str(port), variables=variables)
+    ports = ("--port", str(port), "--grpc-port", str(free_port()))
+    started = run(checkout, "start", "--background", *ports, variables=variables)
     try:
         assert started.returncode == 0, started.stderr
         assert f"ready at {url}" in started.stdout
@@ -108,7 +109,11 @@ def test_background_start_is_watched_and_ended(checkout: Path) -> None:
 def test_ctrl_c_ends_a_foreground_start(checkout: Path) -> None:
     port = free_port()
     with subprocess.Popen(
-        command("start", "--port", str(port)), cwd=checkout, env=environment(), stdout=subprocess.PIPE, text=True
+        command("start", "--port", str(port), "--grpc-port", str(free_port())),
+        cwd=checkout,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         try:
             assert process.stdout is not None
@@ -121,6 +126,33 @@ def test_ctrl_c_ends_a_foreground_start(checkout: Path) -> None:
             process.kill()
     assert process.returncode == 0
     assert "stopping" in output
+    assert processes_of(checkout) == []
+
+
+def test_model_server_is_started_watched_and_ended(checkout: Path) -> None:
+    ports = [free_port(), free_port()]
+    arguments = ("model-server", "--background", "--port", str(ports[0]), "--grpc-port", str(ports[1]))
+    started = run(checkout, *arguments, variables=environment())
+    try:
+        assert started.returncode == 0, started.stderr
+        assert f"ready at http://127.0.0.1:{ports[0]} (gRPC at 127.0.0.1:{ports[1]})" in started.stdout
+        assert httpx2.get(f"http://127.0.0.1:{ports[0]}/docs").status_code == 200
+        others = ("--port", str(free_port()), "--grpc-port", str(free_port()))
+        again = run(checkout, "model-server", "--background", *others, variables=environment())
+        assert again.returncode == 1
+        assert "runs already" in again.stderr
+    finally:
+        stopped = run(checkout, "stop", variables=environment())
+    assert "ended 1 processes" in stopped.stdout
+    assert processes_of(checkout) == []
+
+
+def test_model_server_without_its_weights_does_not_start(checkout: Path) -> None:
+    (checkout / "circles" / "weights" / "heatmap.onnx").write_bytes(b"damaged")
+    arguments = ("model-server", "--background", "--port", str(free_port()), "--grpc-port", str(free_port()))
+    started = run(checkout, *arguments, variables=environment())
+    assert started.returncode == 1
+    assert "checksum" in started.stderr
     assert processes_of(checkout) == []
 
 

@@ -1,0 +1,33 @@
+"""ApplicationModel: the application's detector as inference protocols know it; nothing of theirs is stored."""
+
+from circles.detection import ImageDetections
+from circles.detectors import detector_info
+from circles.settings import Settings
+from deployments.inference.requests import InferenceRequest
+from deployments.inference.served_model import detect_all
+from deployments.inference.v2_rest import BINARY_EXTENSION
+from deployments.services import Services
+
+
+class ApplicationModel:
+    """Answers through whatever detects for uploads, within the same limits."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self.settings: Settings = services.settings
+        self.extensions = [BINARY_EXTENSION]
+        self.admission = services.admission
+        # What an endpoint elsewhere is made of, only its answers tell.
+        is_known = self.settings.model_server_url is None or self.settings.mode == "dummy"
+        self.versions = [detector_info(self.settings.loaded_detector).version] if is_known else []
+
+    @property
+    def min_score(self) -> float:
+        return self._services.min_score
+
+    async def is_ready(self) -> bool:
+        _, states = await self._services.readiness.states()
+        return states["detector"] in ("ok", "asleep")
+
+    async def infer(self, request: InferenceRequest) -> list[ImageDetections]:
+        return await detect_all(self._services.detector, request.images, self.admission, self.settings)

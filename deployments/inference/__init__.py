@@ -1,0 +1,1 @@
+"""Detection without storage, as inference protocols have it; nothing here knows Ray, or KServe's package."""

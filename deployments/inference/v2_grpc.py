@@ -1,0 +1,219 @@
+"""The Open Inference Protocol ("V2") over gRPC, for Ray Serve's gRPC proxy and for the model server."""
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import anyio.to_thread
+import grpc
+from google.protobuf.message import Message
+
+from circles.errors import CirclesError, InferenceInputError, NotFoundError, OverloadedError, UnavailableError
+from deployments.api_keys import ApiKeys
+from deployments.inference import open_inference_pb2 as messages
+from deployments.inference.requests import TENSORS, InferenceRequest, make_request, output_tensors
+from deployments.inference.served_model import ServedModel, require_named, require_ready
+from deployments.inference.v2_rest import (
+    check_inputs,
+    check_outputs,
+    check_tensor,
+    model_metadata,
+    server_metadata,
+    split_elements,
+)
+
+logger = logging.getLogger("ray.serve")
+
+SERVICE_NAME = "inference.GRPCInferenceService"
+"""The protocol's, whatever the messages' package is called here."""
+
+_REQUESTS: dict[str, type[Message]] = {
+    "ServerLive": messages.ServerLiveRequest,
+    "ServerReady": messages.ServerReadyRequest,
+    "ServerMetadata": messages.ServerMetadataRequest,
+    "ModelReady": messages.ModelReadyRequest,
+    "ModelMetadata": messages.ModelMetadataRequest,
+    "ModelInfer": messages.ModelInferRequest,
+    "RepositoryModelLoad": messages.RepositoryModelLoadRequest,
+    "RepositoryModelUnload": messages.RepositoryModelUnloadRequest,
+}
+
+_CODES: dict[type[CirclesError], grpc.StatusCode] = {
+    InferenceInputError: grpc.StatusCode.INVALID_ARGUMENT,
+    NotFoundError: grpc.StatusCode.NOT_FOUND,
+    OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    UnavailableError: grpc.StatusCode.UNAVAILABLE,
+    CirclesError: grpc.StatusCode.INTERNAL,
+}
+
+
+class Repository(Protocol):
+    """Loads and unloads the served model, where clients may ask for that."""
+
+    async def load_model(self) -> None:
+        """Loads it, or makes sure that it is loaded; raises CirclesError when it cannot be."""
+
+    async def unload_model(self) -> None:
+        """Unloads it; requests are refused until it is loaded again."""
+
+
+class Context(Protocol):
+    """What Ray Serve's context of a call and grpcio's have in common."""
+
+    def invocation_metadata(self) -> Sequence[tuple[str, str | bytes]] | None:
+        """What the client sent beside the request."""
+
+    def set_code(self, code: grpc.StatusCode) -> None:
+        """The status of the answer."""
+
+    def set_details(self, details: str) -> None:
+        """What the status means here."""
+
+
+class InferenceServicer:
+    """Answers calls for one model. Their kind follows from the type of the request."""
+
+    def __init__(self, model: ServedModel, api_keys: ApiKeys, repository: Repository | None = None) -> None:
+        """
+        Args:
+            repository: Without one, loading and unloading are not implemented.
+        """
+        self._model = model
+        self._api_keys = api_keys
+        self._repository = repository
+        self._answers: dict[type[Message], Callable[[Any], Awaitable[Message]]] = {
+            messages.ServerLiveRequest: self._server_live,
+            messages.ServerReadyRequest: self._server_ready,
+            messages.ServerMetadataRequest: self._server_metadata,
+            messages.ModelReadyRequest: self._model_ready,
+            messages.ModelMetadataRequest: self._model_metadata,
+            messages.ModelInferRequest: self._model_infer,
+            messages.RepositoryModelLoadRequest: self._load,
+            messages.RepositoryModelUnloadRequest: self._unload,
+        }
+
+    async def answer(self, request: Message, grpc_context: Context) -> Message:
+        """The answer; a failure is told by the context's status, and the message is empty."""
+        if not self._is_admitted(grpc_context):
+            return _failed(grpc_context, grpc.StatusCode.UNAUTHENTICATED, "this service wants a key: x-api-key")
+        try:
+            return await self._answers[type(request)](request)
+        except CirclesError as error:
+            code = next(_CODES[kind] for kind in type(error).__mro__ if kind in _CODES)
+            logger.info("%s refused with %s: %s", type(request).__name__, code.name, error.detail)
+            return _failed(grpc_context, code, error.detail)
+        except NotImplementedError as error:
+            return _failed(grpc_context, grpc.StatusCode.UNIMPLEMENTED, str(error))
+        # The net below: Serve would send the traceback to the client.
+        except Exception:
+            logger.exception("%s failed", type(request).__name__)
+            return _failed(grpc_context, grpc.StatusCode.INTERNAL, "the service made a mistake; its log tells more")
+
+    def _is_admitted(self, grpc_context: Context) -> bool:
+        sent = {key: value for key, value in grpc_context.invocation_metadata() or () if isinstance(value, str)}
+        return self._api_keys.admit(sent.get("x-api-key", ""), sent.get("authorization", ""))
+
+    async def _server_live(self, _: messages.ServerLiveRequest) -> Message:
+        return messages.ServerLiveResponse(live=True)
+
+    async def _server_ready(self, _: messages.ServerReadyRequest) -> Message:
+        return messages.ServerReadyResponse(ready=await self._model.is_ready())
+
+    async def _server_metadata(self, _: messages.ServerMetadataRequest) -> Message:
+        return messages.ServerMetadataResponse(**server_metadata(self._model))
+
+    async def _model_ready(self, request: messages.ModelReadyRequest) -> Message:
+        require_named(self._model, request.name, request.version)
+        return messages.ModelReadyResponse(ready=await self._model.is_ready())
+
+    async def _model_metadata(self, request: messages.ModelMetadataRequest) -> Message:
+        require_named(self._model, request.name, request.version)
+        return messages.ModelMetadataResponse(**model_metadata(self._model))
+
+    async def _model_infer(self, request: messages.ModelInferRequest) -> Message:
+        model = self._model
+        require_named(model, request.model_name, request.model_version)
+        await require_ready(model)
+        with model.admission.enter():
+            asked = await anyio.to_thread.run_sync(_read_request, request, model.settings.max_upload_bytes)
+            found = await model.infer(asked)
+        tensors = output_tensors(asked, found, model.min_score)
+        names = [output.name for output in request.outputs] or list(TENSORS)
+        response = messages.ModelInferResponse(
+            model_name=model.settings.model_name, model_version=found[0].detector.version, id=request.id
+        )
+        for name in names:
+            tensor = tensors[name]
+            output = response.outputs.add(name=name, datatype=TENSORS[name][0], shape=tensor.shape)
+            if request.raw_input_contents:  # who sends raw bytes reads them too
+                response.raw_output_contents.append(tensor.tobytes())
+            elif tensor.dtype.kind == "f":
+                output.contents.fp32_contents.extend(tensor.ravel().tolist())
+            else:
+                output.contents.int64_contents.extend(tensor.ravel().tolist())
+        return response
+
+    async def _load(self, request: messages.RepositoryModelLoadRequest) -> Message:
+        await self._repository_of(request.model_name).load_model()
+        return messages.RepositoryModelLoadResponse(model_name=request.model_name, isLoaded=True)
+
+    async def _unload(self, request: messages.RepositoryModelUnloadRequest) -> Message:
+        await self._repository_of(request.model_name).unload_model()
+        return messages.RepositoryModelUnloadResponse(model_name=request.model_name, isUnloaded=True)
+
+    def _repository_of(self, name: str) -> Repository:
+        require_named(self._model, name)
+        if self._repository is None:
+            raise NotImplementedError("the replicas of this application load the model themselves")
+        return self._repository
+
+
+def add_inference_servicer(servicer: Any, server: Any) -> None:
+    """Registers the protocol's methods at a gRPC server; ``serve_config.yaml`` names this function to Ray Serve.
+
+    Args:
+        servicer: An ``InferenceServicer``; under Serve anything, as it puts its own routing in the place of ``answer``.
+    """
+    handlers = {
+        method: grpc.unary_unary_rpc_method_handler(
+            servicer.answer, request_deserializer=request.FromString, response_serializer=_serialized
+        )
+        for method, request in _REQUESTS.items()
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
+
+
+def _serialized(message: Message) -> bytes:
+    return message.SerializeToString()
+
+
+def _read_request(request: messages.ModelInferRequest, max_image_bytes: int) -> InferenceRequest:
+    """
+    Raises:
+        InferenceInputError: It is not a request of the protocol, or not one for this detector.
+    """
+    check_inputs(len(request.inputs))
+    check_outputs([output.name for output in request.outputs])
+    (tensor,) = request.inputs
+    if len(request.raw_input_contents) > 1 or (request.raw_input_contents and tensor.HasField("contents")):
+        raise InferenceInputError("the contents stand in 'raw_input_contents' once, or in the input, not in both")
+    if request.raw_input_contents:
+        images = split_elements(request.raw_input_contents[0])
+    else:
+        images = list(tensor.contents.bytes_contents)
+    check_tensor(tensor.name, tensor.datatype, tensor.shape, len(images))
+    return make_request(images, _values(request.parameters), max_image_bytes)
+
+
+def _values(parameters: Mapping[str, messages.InferParameter]) -> dict[str, Any]:
+    return {
+        key: getattr(value, kind)
+        for key, value in parameters.items()
+        if (kind := value.WhichOneof("parameter_choice")) is not None
+    }
+
+
+def _failed(grpc_context: Context, code: grpc.StatusCode, details: str) -> Message:
+    grpc_context.set_code(code)
+    grpc_context.set_details(details)
+    return messages.ServerLiveResponse()

@@ -1,0 +1,73 @@
+"""ReplicaDetector: the way to the replicas of the detector deployment."""
+
+import logging
+from typing import Any
+
+import grpc
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import DeploymentStatusOverview
+
+from circles.detection import ImageDetections
+from circles.detectors.encoded import DetectionOutcome
+from circles.errors import DetectorUnavailableError
+from deployments.async_detectors import DetectorState, found_in
+
+logger = logging.getLogger("ray.serve")
+
+
+class ReplicaDetector:
+    """Detects through the replicas of the detector deployment.
+
+    A picture whose replica dies under it is given to another one once: detection changes nothing, so asking again is
+    safe.
+    """
+
+    def __init__(self, detector_handle: DeploymentHandle[Any], deployment_name: str) -> None:
+        self._handle = detector_handle
+        self._deployment_name = deployment_name
+        self._app_name = serve.get_replica_context().app_name
+
+    async def detect(self, image_bytes: bytes) -> ImageDetections:
+        try:
+            outcome = await self._ask(image_bytes)
+        except DetectorUnavailableError as error:
+            logger.warning("detection is tried once more: %s", error.detail)
+            outcome = await self._ask(image_bytes)
+        return found_in(outcome)
+
+    async def _ask(self, image_bytes: bytes) -> DetectionOutcome:
+        try:
+            outcome: DetectionOutcome = await self._handle.detect.remote(image_bytes)
+        # RayError: the replica died or cannot be reached; RayServeException: no replica, or their queue is full;
+        # RpcError: the connection to a replica broke on the way.
+        except (RayError, RayServeException, grpc.RpcError) as error:
+            raise DetectorUnavailableError(f"the detector did not answer: {type(error).__name__}") from error
+        return outcome
+
+    def state(self) -> DetectorState:
+        try:
+            application = serve.status().applications.get(self._app_name)
+        except (RayError, RayServeException) as error:
+            raise DetectorUnavailableError(f"Serve's controller does not answer: {type(error).__name__}") from error
+        deployment = application.deployments.get(self._deployment_name) if application else None
+        if deployment is None:
+            raise DetectorUnavailableError("the detector is not deployed")
+        if _running_replicas(deployment) > 0:
+            return "ok"
+        if _is_asleep(deployment):
+            return "asleep"
+        raise DetectorUnavailableError(f"no detector replica is running: {deployment.status}")
+
+    async def close(self) -> None:
+        """Nothing is held: the replicas are Serve's."""
+
+
+def _running_replicas(deployment: DeploymentStatusOverview) -> int:
+    return sum(count for state, count in deployment.replica_states.items() if state == "RUNNING")
+
+
+def _is_asleep(deployment: DeploymentStatusOverview) -> bool:
+    return deployment.status == "HEALTHY" and not any(deployment.replica_states.values())

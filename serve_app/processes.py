@@ -1,0 +1,205 @@
+"""Processes started from this checkout: watched until they are ready, ended without a trace.
+
+Every process that descends from a start carries a mark in its environment, so that stopping finds all of them (also
+HAProxy, which outlives an interrupted `serve run`) and none that somebody else started.
+"""
+
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from operator import eq
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+MARK = "CIRCLES_STARTED_BY"
+_START_TIMEOUT_S = 120.0
+_STOP_TIMEOUT_S = 30.0
+_POLL_PERIOD_S = 0.2
+
+
+class LocalServiceError(Exception):
+    """Something cannot be started, or is not running; the message says why, for people."""
+
+
+class LocalProcess:
+    """A program started from this checkout, with all that descends from it."""
+
+    def __init__(self, log_path: Path, name: str) -> None:
+        """
+        Args:
+            log_path: Where its output goes.
+            name: Part of the mark of its processes, to tell several from each other.
+        """
+        self.log_path = log_path
+        self._mark = f"{ROOT}:{name}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def has_started(self) -> bool:
+        """Whether it was this object that started something, rather than another one before."""
+        return self._process is not None
+
+    @property
+    def pid(self) -> int:
+        """Of the program that this object started."""
+        return self._started().pid
+
+    def wait(self) -> int:
+        """Waits until the program that this object started ends; its exit status."""
+        return self._started().wait()
+
+    def processes(self) -> list[psutil.Process]:
+        """All processes that descend from a start, oldest first."""
+        return _marked_processes(lambda mark: mark == self._mark)
+
+    def stop(self) -> int:
+        """Ends all processes, gracefully first; how many there were."""
+        count = stop_processes(self.processes)
+        if self._process is not None:
+            self._process.wait()  # it has ended; this takes its exit status, so that no zombie stays
+        return count
+
+    def launch(self, command: Sequence[str], environment: Mapping[str, str], working_folder: Path) -> None:
+        """Starts the program in the background.
+
+        Raises:
+            LocalServiceError: It runs already.
+        """
+        self.check_is_absent()
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        with self.log_path.open("wb") as log:
+            self._process = subprocess.Popen(  # noqa: S603
+                command,
+                cwd=working_folder,
+                env={**environment, MARK: self._mark},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is ours to pass on, once
+            )
+
+    def check_is_absent(self) -> None:
+        """
+        Raises:
+            LocalServiceError: It runs already.
+        """
+        if self.processes():
+            raise LocalServiceError(f"it runs already (see {self.log_path}); `just clean` ends it")
+
+    def wait_until_ready(self, url: str, failure: Callable[[], str | None] = lambda: None) -> None:
+        """Waits until this address answers 200.
+
+        Args:
+            failure: Asked now and then; what it returns says why waiting is in vain.
+
+        Raises:
+            LocalServiceError: The program ended or failed, or the address does not answer in time.
+        """
+        process = self._started()
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        next_question = time.monotonic()
+        while not _answers(url):
+            if process.poll() is not None:
+                raise LocalServiceError(f"it ended with {process.returncode}:\n{self._log_end()}")
+            if time.monotonic() >= next_question:
+                reason = failure()
+                if reason is not None:
+                    raise LocalServiceError(reason)
+                next_question = time.monotonic() + 2.0
+            if time.monotonic() > deadline:
+                raise LocalServiceError(f"not ready after {_START_TIMEOUT_S:g} s:\n{self._log_end()}")
+            time.sleep(_POLL_PERIOD_S)
+
+    def _started(self) -> "subprocess.Popen[bytes]":
+        if self._process is None:
+            raise LocalServiceError("this object started nothing")
+        return self._process
+
+    def _log_end(self) -> str:
+        return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-20:])
+
+
+def free_port() -> int:
+    """A port of the loopback address that nobody listens on just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def stop_all() -> int:
+    """Ends whatever was started from this checkout, under any name; how many processes that were."""
+    marks = {process.environ()[MARK] for process in _marked_processes(lambda mark: mark.startswith(f"{ROOT}:"))}
+    return sum(stop_processes(partial(_marked_processes, partial(eq, mark))) for mark in sorted(marks))
+
+
+def stop_processes(find: Callable[[], list[psutil.Process]]) -> int:
+    """Interrupts the oldest process and lets it clean up, then ends what is left; how many there were."""
+    seen: set[int] = set()
+    for to_all, signal_number, patience_s in (
+        (False, signal.SIGINT, _STOP_TIMEOUT_S),
+        (True, signal.SIGTERM, 5.0),
+        (True, signal.SIGKILL, 5.0),
+    ):
+        processes = find()
+        seen.update(process.pid for process in processes)
+        if not processes:
+            break
+        for process in processes if to_all else processes[:1]:
+            try:
+                process.send_signal(signal_number)
+            except psutil.NoSuchProcess:
+                continue
+        waited_for = processes if to_all else processes[:1]
+        psutil.wait_procs(waited_for, timeout=patience_s)
+    return len(seen)
+
+
+def check_port_is_free(port: int) -> None:
+    """
+    Raises:
+        LocalServiceError: Somebody listens on it; the message says who.
+    """
+    for connection in psutil.net_connections(kind="tcp"):
+        if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port:
+            raise LocalServiceError(f"port {port} is taken by {_describe(connection.pid)}")
+
+
+def _marked_processes(is_ours: Callable[[str], bool]) -> list[psutil.Process]:
+    return sorted(_iterate_marked(is_ours), key=lambda process: process.create_time())
+
+
+def _iterate_marked(is_ours: Callable[[str], bool]) -> Iterator[psutil.Process]:
+    for process in psutil.process_iter():
+        try:
+            if is_ours(process.environ().get(MARK, "")) and process.status() != psutil.STATUS_ZOMBIE:
+                yield process
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue  # gone meanwhile, or another user's and so not ours
+
+
+def _describe(pid: int | None) -> str:
+    if pid is None:
+        return "a process of another user"
+    try:
+        process = psutil.Process(pid)
+        command = " ".join(process.cmdline()) or process.name()
+        is_ours = process.environ().get(MARK, "").startswith(f"{ROOT}:")
+    except psutil.Error:
+        return f"process {pid}"
+    hint = " (started from this checkout: `just clean` ends it)" if is_ours else ""
+    return f"process {pid}: {command[:200]}{hint}"
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as response:  # noqa: S310 - an address of this machine
+            return bool(response.status == 200)
+    except OSError:
+        return False
