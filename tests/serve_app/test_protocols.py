@@ -1,0 +1,24 @@
+"""The comparison of the ways to the detector."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.mark.serve
+@pytest.mark.control
+def test_ways_are_compared() -> None:
+    command = [sys.executable, "-m", "serve_app.protocols", "docs/coins.jpg", "--rounds", "2"]
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=True).stdout
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in output.splitlines() if line.startswith("| ")]
+    sent = {row[0]: int(row[1].replace(",", "")) for row in rows[1:]}
+    size = (ROOT / "docs" / "coins.jpg").stat().st_size
+    in_text = {name for name, count in sent.items() if count >= size * 4 / 3}
+    assert in_text == {"V1, base64 in JSON", "V2, base64 in JSON"}
+    assert {name for name, count in sent.items() if size < count < size + 1000} == sent.keys() - in_text
+    assert len(sent) == 6
+    assert all(float(row[3]) > 0 and float(row[5]) >= 1 for row in rows[1:])
