@@ -52,6 +52,11 @@ model-server background='': install-deps
 
 # Not there yet: every word on a cluster (`--k8s`)
 
+# Bring the database's tables to this version's form (`dev` and `backend` do it themselves)
+[group('run')]
+migrate *arguments: install-deps
+    @{{ python }} -m circles.storage migrate {{ arguments }}
+
 # End everything that this checkout started, and only that
 [group('run')]
 clean: install-deps

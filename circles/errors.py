@@ -15,6 +15,7 @@
     └── UnavailableError                a part of the service is away
         ├── DetectorUnavailableError
         ├── DatabaseUnavailableError
+        ├── DatabaseSchemaError         its tables are of another version
         ├── StorageUnavailableError
         ├── StorageFullError
         └── DataFolderLockedError       another service uses this data folder
@@ -86,6 +87,10 @@ class DetectorUnavailableError(UnavailableError):
 
 class DatabaseUnavailableError(UnavailableError):
     """The database does not answer."""
+
+
+class DatabaseSchemaError(UnavailableError):
+    """The database's tables do not have the form that this version works with."""
 
 
 class StorageUnavailableError(UnavailableError):

@@ -14,6 +14,11 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from circles.detectors import DetectorName, default_min_score
+from circles.storage.engine import DRIVERS, is_sqlite
+from circles.storage.images import is_local, local_folder
+
+# Age below which a file without a row may be an upload of another replica.
+_LEAST_SHARED_GRACE_S = 600.0
 
 Score = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -23,14 +28,18 @@ def _check_database_url(url: str) -> str:
         parsed = make_url(url)
     except ArgumentError as error:
         raise ValueError(f"not a database URL: {error}") from error
-    if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
-        raise ValueError("only SQLite in a file is supported, as in sqlite:///data/db.sqlite3")
+    if parsed.drivername not in DRIVERS:
+        raise ValueError(f"'{parsed.drivername}' is none of {', '.join(DRIVERS)}")
+    if not parsed.database or parsed.database == ":memory:":
+        raise ValueError("it names no database, as sqlite:///data/db.sqlite3 or postgresql+psycopg://host/name do")
     return url
 
 
 def _check_storage_url(url: str) -> str:
-    if not url.startswith("file:") or not url.removeprefix("file:"):
-        raise ValueError("only a local folder is supported, as in file:data/images")
+    parts = urlsplit(url)
+    is_folder = is_local(url) and str(local_folder(url)) != "."
+    if not is_folder and not (parts.scheme in ("s3", "gs", "az") and parts.netloc):
+        raise ValueError("neither file: and a folder, as file:data/images, nor s3://, gs:// or az:// and a bucket")
     return url
 
 
@@ -79,11 +88,26 @@ class Settings(BaseSettings):
     max_pending: int = Field(default=1000, ge=0)
     """Pictures that may wait for detection in the whole service; more are answered 429."""
 
-    database_url: Annotated[str, AfterValidator(_check_database_url)] = "sqlite:///data/db.sqlite3"
-    """Where the rows are; `sqlite:///` and a path."""
+    database_url: Annotated[str, AfterValidator(_check_database_url), Field(repr=False)] = "sqlite:///data/db.sqlite3"
+    """Where the rows are: `sqlite:///` and a path, `postgresql+psycopg://…`, `mysql+pymysql://…`, `mariadb+pymysql://…`."""
+
+    database_pool_size: int = Field(default=16, ge=1)
+    """Most database connections of one ingress replica."""
+
+    database_timeout_s: float = Field(default=10.0, gt=0)
+    """Seconds to wait for the database: for a connection, an answer, other transactions."""
 
     storage_url: Annotated[str, AfterValidator(_check_storage_url)] = "file:data/images"
-    """Where the uploaded bytes are; `file:` and a folder."""
+    """Where the uploaded bytes are: `file:` and a folder, or `s3://…`, `gs://…`, `az://…`, a bucket and a prefix."""
+
+    storage_timeout_s: float = Field(default=10.0, gt=0)
+    """Seconds that a bucket has to answer, tries again included."""
+
+    content_delivery: Literal["stream", "redirect"] = "stream"
+    """How uploaded bytes are given back: through the service, or by a redirection to a signed address of the bucket."""
+
+    signed_url_s: int = Field(default=300, ge=1)
+    """Seconds for which such an address works."""
 
     max_upload_bytes: int = Field(default=25 * 2**20, ge=1)
     """Largest picture file, in bytes."""
@@ -124,6 +148,9 @@ class Settings(BaseSettings):
     detector_batch_wait_s: float = Field(default=0.0, ge=0)
     """Seconds a batch waits to fill up; 0 takes what is there."""
 
+    ingress_replicas: int = Field(default=1, ge=1)
+    """Replicas of the ingress; more than one need PostgreSQL or MySQL, and a bucket."""
+
     ingress_num_cpus: float = Field(default=0.2, ge=0)
     """Cores that Ray reserves for the ingress replica."""
 
@@ -136,15 +163,39 @@ class Settings(BaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_ingress_replicas(self) -> Self:
+        if self.ingress_replicas == 1:
+            return self
+        if is_sqlite(self.database_url):
+            raise ValueError(
+                f"ingress_replicas is {self.ingress_replicas}, but SQLite has one writer: give PostgreSQL or MySQL as "
+                "database_url"
+            )
+        if is_local(self.storage_url):
+            raise ValueError(
+                f"ingress_replicas is {self.ingress_replicas}, but a folder is of one node: "
+                "give a bucket as storage_url"
+            )
+        if self.orphan_grace_s < _LEAST_SHARED_GRACE_S:
+            raise ValueError(
+                f"orphan_grace_s is {self.orphan_grace_s:g}, but another replica's upload may be younger than its row: "
+                f"{_LEAST_SHARED_GRACE_S:g} at least"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_content_delivery(self) -> Self:
+        if self.content_delivery == "redirect" and is_local(self.storage_url):
+            raise ValueError(
+                "content_delivery is redirect, but a folder has no addresses: give a bucket as storage_url"
+            )
+        return self
+
     @property
     def database_path(self) -> Path:
         """The SQLite file."""
         return Path(str(make_url(self.database_url).database))
-
-    @property
-    def storage_path(self) -> Path:
-        """The folder of the uploaded files."""
-        return Path(self.storage_url.removeprefix("file:"))
 
     @property
     def default_min_score(self) -> float:

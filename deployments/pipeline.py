@@ -60,7 +60,7 @@ class ImagePipeline:
         earlier = await _in_thread(self._book.find, image_id)
         if earlier is not None:
             return Uploaded(earlier, is_new=False)
-        staging = asyncio.create_task(_in_thread(self._book.stage, image_id, image_bytes))
+        staging = asyncio.create_task(_in_thread(self._book.stage, image_id, image_bytes, header.media_type))
         try:
             found = None if respond_async else await self._detect_or_none(image_bytes)
         except BaseException:

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import time
-from functools import partial
 
 import anyio.to_thread
 
@@ -18,16 +17,21 @@ logger = logging.getLogger("ray.serve")
 _MAX_AT_ONCE = 8
 _FIRST_RETRY_S = 1.0
 _SWEEP_PERIOD_S = 600.0
+_LEASE_SLACK_S = 60.0  # beyond the detection: loading the bytes, and writing down what was found
+_FORGET_SETBACKS_S = 3600.0
 
 
 class Reconciler:
-    """Takes up pending pictures at start, whenever it is woken, and periodically."""
+    """Takes up pending pictures at start, whenever it is woken, and periodically.
+
+    Any number of services may do so at one database: each claims what it works on, and what it lets rest.
+    """
 
     def __init__(self, book: RecordBook, settings: Settings) -> None:
         self._book = book
         self._settings = settings
         self._wakeup = asyncio.Event()
-        self._in_work: dict[str, asyncio.Task[None]] = {}
+        self._in_work: dict[asyncio.Task[None], ImageRecord] = {}
         # Image id -> how often it was tried in vain, and when (monotonic) it may be tried again.
         self._setbacks: dict[str, tuple[int, float]] = {}
 
@@ -50,25 +54,35 @@ class Reconciler:
                     logger.warning("the reconciler waits: %s", error.detail)
                 await self._rest()
         finally:
-            for task in self._in_work.values():
-                task.cancel()
+            await self._give_back()
 
     async def _take_up(self, pipeline: ImagePipeline) -> None:
         free = _MAX_AT_ONCE - len(self._in_work)
         if free <= 0:
             return
-        now = time.monotonic()
-        resting = {image_id for image_id, (_, not_before) in self._setbacks.items() if not_before > now}
-        excluded = resting.union(self._in_work)
-        records = await anyio.to_thread.run_sync(self._book.pending, free, excluded)
-        if len(records) < free:
-            # No more are pending than these, so what was set back before and is not among them is history.
-            waiting = excluded.union(record.image_id for record in records)
-            self._setbacks = {key: setback for key, setback in self._setbacks.items() if key in waiting}
-        for record in records:
-            task = asyncio.create_task(self._finish(pipeline, record))
-            self._in_work[record.image_id] = task
-            task.add_done_callback(partial(self._put_down, record.image_id))
+        lease_s = self._settings.background_timeout_s + _LEASE_SLACK_S
+        for record in await anyio.to_thread.run_sync(self._book.claim_pending, free, lease_s):
+            task = asyncio.create_task(self._work_on(pipeline, record))
+            self._in_work[task] = record
+            task.add_done_callback(self._put_down)
+        forgotten = time.monotonic() - _FORGET_SETBACKS_S
+        self._setbacks = {key: setback for key, setback in self._setbacks.items() if setback[1] > forgotten}
+
+    async def _work_on(self, pipeline: ImagePipeline, record: ImageRecord) -> None:
+        """Finishes the picture, or lets it rest; longer from time to time."""
+        try:
+            await self._finish(pipeline, record)
+        except CirclesError as error:
+            logger.warning("image %s stays pending: %s", record.image_id, error.detail)
+        except Exception:
+            logger.exception("the reconciler stumbled over image %s", record.image_id)
+        else:
+            self._setbacks.pop(record.image_id, None)
+            return
+        tries = self._setbacks.get(record.image_id, (0, 0.0))[0] + 1
+        rest_s = min(_FIRST_RETRY_S * 2 ** (tries - 1), self._settings.reconcile_period_s)
+        self._setbacks[record.image_id] = (tries, time.monotonic() + rest_s)
+        await anyio.to_thread.run_sync(self._book.rest, [record], rest_s)
 
     async def _finish(self, pipeline: ImagePipeline, record: ImageRecord) -> None:
         try:
@@ -77,22 +91,25 @@ class Reconciler:
             # Trying again would end the same way.
             await anyio.to_thread.run_sync(self._book.fail, record, error.detail)
             logger.warning("image %s failed: %s", record.image_id, error.detail)
-        self._setbacks.pop(record.image_id, None)
 
-    def _put_down(self, image_id: str, task: "asyncio.Task[None]") -> None:
-        del self._in_work[image_id]
-        if task.cancelled():
-            return
-        error = task.exception()
-        if isinstance(error, CirclesError):
-            logger.warning("image %s stays pending: %s", image_id, error.detail)
-        elif error is not None:
-            logger.error("the reconciler stumbled over image %s", image_id, exc_info=error)
-        if error is not None:
-            tries = self._setbacks.get(image_id, (0, 0.0))[0] + 1
-            delay_s = min(_FIRST_RETRY_S * 2 ** (tries - 1), self._settings.reconcile_period_s)
-            self._setbacks[image_id] = (tries, time.monotonic() + delay_s)
+    def _put_down(self, task: "asyncio.Task[None]") -> None:
+        record = self._in_work.pop(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.warning("image %s rests until its lease ends: %s", record.image_id, task.exception())
         self.wake()
+
+    async def _give_back(self) -> None:
+        """Ends the work, and lets others take it up at once."""
+        in_work = dict(self._in_work)
+        for task in in_work:
+            task.cancel()
+        if not in_work:
+            return
+        await asyncio.wait(in_work)
+        try:
+            await anyio.to_thread.run_sync(self._book.rest, list(in_work.values()), 0.0)
+        except CirclesError as error:
+            logger.warning("pending pictures rest until their leases end: %s", error.detail)
 
     async def _rest(self) -> None:
         """Until woken, or the next picture may be tried again, or the period is over."""

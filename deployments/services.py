@@ -5,13 +5,15 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 from fastapi import Depends, Query, Request
 
 from circles.settings import Score, Settings
 from circles.storage.database import Database
-from circles.storage.images import ImageStore
+from circles.storage.engine import is_sqlite
+from circles.storage.images import is_local, local_folder, open_image_store
 from circles.storage.lock import DataFolderLock
 from circles.storage.records import RecordBook
 from deployments.admission import Admission
@@ -78,18 +80,20 @@ def open_services(settings: Settings, detector: AsyncDetector, holder: str) -> S
 
     Raises:
         DataFolderLockedError: Another service uses the data folder.
+        DatabaseSchemaError: The tables are not those of this version.
         DatabaseUnavailableError, StorageUnavailableError: They cannot be opened.
     """
-    # The files' folder too: with another database, a second service would take them for orphans.
-    folders = sorted({settings.database_path.parent.resolve(), settings.storage_path.resolve()})
     with contextlib.ExitStack() as opened:
         locks = []
-        for folder in folders:
+        for folder in _local_folders(settings):
             locks.append(DataFolderLock(folder, holder, settings.drain_timeout_s + _LOCK_SLACK_S))
             opened.callback(locks[-1].release)
-        database = Database(settings.database_url)
+        database = Database(settings.database_url, settings.database_pool_size, settings.database_timeout_s)
         opened.callback(database.close)
-        book = RecordBook(ImageStore(settings.storage_path), database, settings.max_pending)
+        if is_sqlite(settings.database_url):
+            database.end_leases()  # nobody else can be at work
+        images = open_image_store(settings.storage_url, settings.storage_timeout_s)
+        book = RecordBook(images, database, settings.max_pending)
         opened.pop_all()  # from here on they are the services' own
     reconciler = Reconciler(book, settings)
     return Services(
@@ -106,6 +110,19 @@ def open_services(settings: Settings, detector: AsyncDetector, holder: str) -> S
         ),
         min_score=settings.default_min_score,
     )
+
+
+def _local_folders(settings: Settings) -> list[Path]:
+    """Folders of which this service must be the only user.
+
+    That of the files too: with another database, a second service would take them for orphans.
+    """
+    folders = set()
+    if is_sqlite(settings.database_url):
+        folders.add(settings.database_path.parent.resolve())
+    if is_local(settings.storage_url):
+        folders.add(local_folder(settings.storage_url).resolve())
+    return sorted(folders)
 
 
 async def services_of(request: Request) -> Services:

@@ -18,9 +18,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from circles.errors import DataFolderLockedError
+from circles.errors import CirclesError
 from circles.settings import Settings
+from circles.storage.engine import is_sqlite, open_engine
 from circles.storage.lock import DataFolderLock
+from circles.storage.schema import migrate
 from serve_app.local import LocalModelServer, LocalService, Ports
 from serve_app.processes import ROOT, LocalProcess, LocalServiceError, stop_all
 
@@ -184,11 +186,10 @@ def _start(service: LocalService, variables: dict[str, str], ports: Ports) -> No
     try:
         settings = Settings.model_validate({name.lower(): value for name, value in variables.items()})
         if not service.processes():
-            # Asked here for a quick answer; the ingress replica takes the lock for good.
-            DataFolderLock(ROOT / settings.database_path.parent, holder="a start").release()
+            _prepare_database(settings)
     except ValidationError as error:
         _fail(error)
-    except DataFolderLockedError as error:
+    except CirclesError as error:
         _fail(error.detail)
     elsewhere = f", detecting at {settings.model_server_url}" if settings.model_server_url else ""
     console.print(f"starting the application in {settings.mode} mode{elsewhere}, log in {service.log_path}")
@@ -197,6 +198,19 @@ def _start(service: LocalService, variables: dict[str, str], ports: Ports) -> No
     except LocalServiceError as error:
         _fail(error)
     console.print(f"ready at {service.running().url}")
+
+
+def _prepare_database(settings: Settings) -> None:
+    """Makes sure that the application will find the database as it wants it."""
+    if is_sqlite(settings.database_url):
+        # Asked here for a quick answer; the ingress replica takes the lock for good, and migrates.
+        DataFolderLock(ROOT / settings.database_path.parent, holder="a start").release()
+        return
+    engine = open_engine(settings.database_url, 1, settings.database_timeout_s)
+    try:
+        migrate(engine)
+    finally:
+        engine.dispose()
 
 
 def _start_model_server(server: LocalModelServer, port: int, grpc_port: int) -> str:

@@ -32,7 +32,7 @@ def build_app(settings: Settings) -> Application:
     detector = _detector(settings) if has_detector else None
     deployment = serve.deployment(
         name="Ingress",
-        num_replicas=1,  # SQLite and a local folder have one writer
+        num_replicas=settings.ingress_replicas,
         ray_actor_options={"num_cpus": settings.ingress_num_cpus},
         max_ongoing_requests=settings.max_in_flight + _INGRESS_HEADROOM,
         health_check_period_s=5,

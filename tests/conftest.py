@@ -1,8 +1,11 @@
 """Fixtures that all tests may use."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.worlds import NAMES, World, opened_world
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 
@@ -29,3 +32,10 @@ def coins_val() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the photographs are not in {folder}")
     return folder
+
+
+@pytest.fixture(scope="session", params=NAMES)
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    """Every combination of database and store."""
+    with opened_world(request.param) as world:
+        yield world

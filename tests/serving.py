@@ -29,11 +29,13 @@ class RunningServe:
 
     def replica_processes(self, deployment: str) -> list[psutil.Process]:
         """The processes of a deployment's replicas, by the title that Ray gives them."""
-        return [
-            process
-            for process in self.local.processes()
-            if f"ray::ServeReplica:circles:{deployment}" in " ".join(process.cmdline())
-        ]
+        title = f"ray::ServeReplica:circles:{deployment}"
+        found = []
+        for process in self.local.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):  # gone since they were listed
+                if title in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
 
     def replica_pids(self) -> dict[str, set[int]]:
         """The process ids of each deployment's replicas."""

@@ -1,47 +1,43 @@
 """Database: one row per image and per object, every promise kept by a transaction or a constraint."""
 
 import json
-import sqlite3
 import threading
 import uuid
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, Literal
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, TypeVar
 
-import alembic.command
-import alembic.config
-import pysqlite3
+import stamina
 from sqlalchemy import (
     ColumnElement,
     Connection,
     Engine,
     Row,
-    create_engine,
     delete,
-    event,
+    false,
     func,
     insert,
+    or_,
     select,
     tuple_,
     update,
 )
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import IntegrityError
 
 from circles.detection import Detection, DetectorInfo, ImageDetections
-from circles.errors import BacklogFullError, DatabaseUnavailableError, StorageFullError
+from circles.errors import BacklogFullError, DatabaseUnavailableError
 from circles.geometry import BBox, Circle
+from circles.storage.engine import errors_translated, is_conflict, is_duplicate, is_sqlite, open_engine
+from circles.storage.schema import check_schema, migrate
 from circles.storage.tables import ImageRow, ObjectRow
 
 Status = Literal["pending", "done", "failed"]
+T = TypeVar("T")
 
-_MIGRATIONS = Path(__file__).parent / "migrations"
-_BUSY_TIMEOUT_S = 10.0
-_POOL_SIZE = 32
+_CONFLICT_TRIES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,38 +80,60 @@ def object_records(image_id: str, detections: Sequence[Detection]) -> tuple[Obje
     return tuple(ObjectRecord(str(uuid.uuid4()), image_id, detection) for detection in detections)
 
 
+class _AlreadyThereError(Exception):
+    """Ends a transaction that found a row of the same id."""
+
+
 class Database:
     """The service's rows. Calls block; each is one transaction, durable on return.
 
     Every method raises DatabaseUnavailableError when the database does not answer, and StorageFullError when it has
-    no space left.
+    no space left. What is promised rests on transactions and constraints, so that any number of services may share a
+    database that takes more than one.
     """
 
-    def __init__(self, url: str) -> None:
-        """Opens the database and brings its tables to this version's form.
+    def __init__(self, url: str, pool_size: int = 16, timeout_s: float = 10.0) -> None:
+        """Opens the database.
 
         Args:
-            url: ``sqlite:///`` and a path; the folder is made if it is absent.
+            url: That of SQLite, PostgreSQL or MySQL. SQLite's folder is made if it is absent, and its tables are
+                brought to this version's form: the caller holds the lock of its folder.
+            pool_size: Most connections at once.
+            timeout_s: To wait for a free connection, for the server, and for other transactions.
+
+        Raises:
+            DatabaseSchemaError: The tables are not those of this version.
         """
-        self._engine = _sqlite_engine(url)
+        self._engine = open_engine(url, pool_size, timeout_s)
+        self._timeout_s = timeout_s
         # SQLite has one writer at a time and lets the others poll, sleeping ever longer. In this process they queue
-        # here instead: at the same throughput the 99th percentile of 32 clients' uploads fell from 1.3 to 0.4 s. What
-        # is promised rests on transactions and constraints alone.
-        self._write_turn = threading.Lock()
-        with self._write() as connection:
-            config = alembic.config.Config()
-            config.set_main_option("script_location", str(_MIGRATIONS))
-            config.attributes["connection"] = connection
-            alembic.command.upgrade(config, "head")
+        # here instead: at the same throughput the 99th percentile of 32 clients' uploads fell from 1.3 to 0.4 s.
+        self._write_turn = threading.Lock() if is_sqlite(url) else None
+        try:
+            if self._write_turn is not None:
+                migrate(self._engine)
+            check_schema(self._engine)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def engine(self) -> Engine:
+        """For those who work on all rows at once."""
+        return self._engine
 
     def close(self) -> None:
         """Closes all connections."""
         self._engine.dispose()
 
     def check(self) -> None:
-        """Takes and gives back the right to write, and reads."""
-        with self._write() as connection:
+        """Tries to write, to no effect, and reads."""
+
+        def work(connection: Connection) -> None:
+            connection.execute(update(ImageRow).where(false()).values(error=None))
             connection.execute(select(ImageRow.image_id).limit(1))
+
+        self._write(work)
 
     def add(self, record: ImageRecord, max_pending: int) -> bool:
         """Adds an image with its objects.
@@ -124,20 +142,26 @@ class Database:
             False when an image of this id is there already; nothing is changed then.
 
         Raises:
-            BacklogFullError: The image is pending, and ``max_pending`` others are already.
+            BacklogFullError: The image is pending, and ``max_pending`` others are already. Services that share a
+                database may exceed it by as many as they add at the same instant.
         """
-        with self._write() as connection:
+
+        def work(connection: Connection) -> None:
             if record.status == "pending" and _count_pending(connection) >= max_pending:
                 raise BacklogFullError(f"{max_pending} pictures are waiting for detection already")
             try:
-                # Its own savepoint: only a row of this id, and nothing else that may be wrong, means "already there".
-                with connection.begin_nested():
-                    connection.execute(insert(ImageRow).values(_image_values(record)))
-            except IntegrityError:
-                if _has_image(connection, record.image_id):
-                    return False
+                connection.execute(insert(ImageRow).values(_image_values(record)))
+            except IntegrityError as error:
+                # Only a row like this one, and nothing else that may be wrong, means that it is there.
+                if is_duplicate(error):
+                    raise _AlreadyThereError from error
                 raise
             _insert_objects(connection, record.objects)
+
+        try:
+            self._write(work)
+        except _AlreadyThereError:
+            return False
         return True
 
     def find(self, image_id: str) -> ImageRecord | None:
@@ -181,16 +205,40 @@ class Database:
         next_cursor = _encode_cursor(records[-1]) if has_more else None
         return ImagePage([(record, counts.get(record.image_id, 0)) for record in records], next_cursor)
 
-    def pending(self, limit: int, excluded_ids: Collection[str] = ()) -> list[ImageRecord]:
-        """Up to ``limit`` images that wait for detection, oldest first."""
-        statement = (
-            select(ImageRow.__table__)
-            .where(ImageRow.status == "pending", ImageRow.image_id.not_in(excluded_ids))
-            .order_by(ImageRow.created_at, ImageRow.image_id)
-            .limit(limit)
-        )
+    def claim_pending(self, limit: int, lease_s: float) -> list[ImageRecord]:
+        """Up to ``limit`` images that wait for detection, oldest first; for this time nobody else is given them.
+
+        Services that ask at the same instant get different ones.
+        """
+        now = datetime.now(UTC)
+        waiting = (ImageRow.status == "pending", or_(ImageRow.lease_until.is_(None), ImageRow.lease_until <= now))
+        oldest_first = (ImageRow.created_at, ImageRow.image_id)
+        statement = select(ImageRow.__table__).where(*waiting).order_by(*oldest_first).limit(limit)
+
+        def work(connection: Connection) -> list[ImageRecord]:
+            rows = connection.execute(statement.with_for_update(skip_locked=True)).all()
+            ids = [row.image_id for row in rows]
+            until = now + timedelta(seconds=lease_s)
+            connection.execute(update(ImageRow).where(ImageRow.image_id.in_(ids)).values(lease_until=until))
+            return [_image_record(row) for row in rows]
+
+        return self._write(work) if self._has_pending(waiting) else []
+
+    def _has_pending(self, waiting: Sequence[ColumnElement[bool]]) -> bool:
+        """Whether it is worth a transaction that writes."""
         with self._read() as connection:
-            return [_image_record(row) for row in connection.execute(statement)]
+            return connection.scalar(select(ImageRow.image_id).where(*waiting).limit(1)) is not None
+
+    def rest(self, storage_keys: Collection[str], rest_s: float) -> None:
+        """Lets pending images be claimed again after this time."""
+        until = datetime.now(UTC) + timedelta(seconds=rest_s)
+        these = (ImageRow.storage_key.in_(storage_keys), ImageRow.status == "pending")
+        self._write(lambda connection: connection.execute(update(ImageRow).where(*these).values(lease_until=until)))
+
+    def end_leases(self) -> None:
+        """Lets all pending images be claimed: for a service that is alone and has just begun."""
+        leased = ImageRow.lease_until.is_not(None)
+        self._write(lambda connection: connection.execute(update(ImageRow).where(leased).values(lease_until=None)))
 
     def count_pending(self) -> int:
         """How many images wait for detection."""
@@ -209,12 +257,15 @@ class Database:
             "detector_name": found.detector.name,
             "detector_version": found.detector.version,
         }
-        with self._write() as connection:
+
+        def work(connection: Connection) -> bool:
             if not _update_image(connection, image_id, storage_key, values):
                 return False
             connection.execute(delete(ObjectRow).where(ObjectRow.image_id == image_id))
             _insert_objects(connection, object_records(image_id, found.detections))
-        return True
+            return True
+
+        return self._write(work)
 
     def fail(self, image_id: str, storage_key: str, reason: str) -> bool:
         """Marks a pending image as one in which nothing can be detected.
@@ -223,16 +274,22 @@ class Database:
             False when this very upload is no longer there, or no longer pending; nothing is changed then.
         """
         values: dict[str, object] = {"status": "failed", "error": reason[:1000]}
-        with self._write() as connection:
-            return _update_image(connection, image_id, storage_key, values, ImageRow.status == "pending")
+        is_pending = ImageRow.status == "pending"
+        return self._write(lambda connection: _update_image(connection, image_id, storage_key, values, is_pending))
 
     def delete(self, image_id: str) -> str | None:
         """Removes an image's rows; the storage key that no row names any more, None when there was no such image."""
         this_image = ImageRow.image_id == image_id
-        with self._write() as connection:
-            storage_key = connection.scalars(select(ImageRow.storage_key).where(this_image)).one_or_none()
-            connection.execute(delete(ImageRow).where(this_image))
-        return storage_key
+
+        def work(connection: Connection) -> str | None:
+            # Locked, so that it is this row which goes, and not another upload's that took its place meanwhile.
+            naming = select(ImageRow.storage_key).where(this_image).with_for_update()
+            storage_key = connection.scalars(naming).one_or_none()
+            if storage_key is not None:  # else one that came since would go without its file
+                connection.execute(delete(ImageRow).where(this_image))
+            return storage_key
+
+        return self._write(work)
 
     def named_keys(self, keys: Sequence[str]) -> set[str]:
         """Those of the storage keys that a row names."""
@@ -241,71 +298,44 @@ class Database:
 
     @contextmanager
     def _read(self) -> Iterator[Connection]:
-        with _errors_translated(), self._engine.connect() as connection:
+        with errors_translated(), self._engine.connect() as connection:
+            yield connection
+
+    def _write(self, work: Callable[[Connection], T]) -> T:
+        """Does the work in a transaction, and again where it lost against another one."""
+        with errors_translated():
+            for attempt in stamina.retry_context(
+                on=is_conflict, attempts=_CONFLICT_TRIES, wait_initial=0.01, wait_max=0.2, wait_jitter=0.05
+            ):
+                with attempt, self._writing() as connection:
+                    return work(connection)
+        raise AssertionError("the last try either returns or raises")
+
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        """A transaction. SQLite must be told before its first statement that it will write: one that begins by reading
+        fails at once, without waiting its turn, when another one wrote in between."""
+        turn = self._turn() if self._write_turn is not None else nullcontext()
+        with (
+            turn,
+            self._engine.connect() as connection,
+            connection.execution_options(sqlite_begin="BEGIN IMMEDIATE").begin(),
+        ):
             yield connection
 
     @contextmanager
-    def _write(self) -> Iterator[Connection]:
-        # SQLite must be told before its first statement: a transaction that begins by reading and writes later fails
-        # at once, without waiting its turn, when another one wrote in between.
-        if not self._write_turn.acquire(timeout=_BUSY_TIMEOUT_S):
-            raise DatabaseUnavailableError(f"the database let nobody write for {_BUSY_TIMEOUT_S:g} s")
+    def _turn(self) -> Iterator[None]:
+        assert self._write_turn is not None
+        if not self._write_turn.acquire(timeout=self._timeout_s):
+            raise DatabaseUnavailableError(f"the database let nobody write for {self._timeout_s:g} s")
         try:
-            with (
-                _errors_translated(),
-                self._engine.connect() as connection,
-                connection.execution_options(sqlite_begin="BEGIN IMMEDIATE").begin(),
-            ):
-                yield connection
+            yield
         finally:
             self._write_turn.release()
 
 
-def _sqlite_engine(url: str) -> Engine:
-    database = make_url(url).database
-    assert database is not None, "Settings let no other URL through"
-    Path(database).parent.mkdir(parents=True, exist_ok=True)
-    # pysqlite3 carries its own SQLite: those from 3.7.0 to 3.51.2, the standard library's among them, can corrupt a
-    # WAL database when two connections write or checkpoint at once (sqlite.org/wal.html#walresetbug).
-    engine = create_engine(
-        url,
-        module=pysqlite3,
-        pool_size=_POOL_SIZE,
-        pool_timeout=_BUSY_TIMEOUT_S,
-        connect_args={"timeout": _BUSY_TIMEOUT_S},
-    )
-
-    @event.listens_for(engine, "connect")
-    def _configure(dbapi_connection: sqlite3.Connection, _record: object) -> None:
-        dbapi_connection.isolation_level = None  # transactions are begun below, not by the driver's guess
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-            dbapi_connection.execute(f"PRAGMA {pragma}")
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        connection.exec_driver_sql(connection.get_execution_options().get("sqlite_begin", "BEGIN"))
-
-    return engine
-
-
-@contextmanager
-def _errors_translated() -> Iterator[None]:
-    try:
-        yield
-    except DBAPIError as error:
-        if "disk is full" in str(error.orig):
-            raise StorageFullError("the database has no space left") from error
-        raise DatabaseUnavailableError(f"the database does not work: {error.orig}") from error
-    except SQLAlchemyError as error:
-        raise DatabaseUnavailableError(f"the database does not answer: {error}") from error
-
-
 def _count_pending(connection: Connection) -> int:
     return connection.scalars(select(func.count()).where(ImageRow.status == "pending")).one()
-
-
-def _has_image(connection: Connection, image_id: str) -> bool:
-    return connection.scalar(select(ImageRow.image_id).where(ImageRow.image_id == image_id)) is not None
 
 
 def _update_image(

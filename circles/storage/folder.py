@@ -1,28 +1,22 @@
-"""ImageStore: uploaded bytes, durably, in a folder of a local volume."""
+"""FolderStore: uploaded bytes, durably, in a folder of a local volume."""
 
 import errno
 import os
-import re
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from circles.errors import NotFoundError, StorageFullError, StorageUnavailableError
+from circles.storage.images import PART_SUFFIX, is_key, new_key
 
-_KEY = re.compile(r"([0-9a-f]{2})/\1[0-9a-f]*\.[0-9a-f]{32}(\.part)?")
-PART_SUFFIX = ".part"
-"""Behind the key of a file that is being written."""
+_STREAM_CHUNK_BYTES = 2**20
 
 
-class ImageStore:
-    """Uploaded files under keys that are never used twice.
-
-    A key is ``ab/<sha256>.<uuid>``, ``ab`` being the hash's first two digits: one per attempt at an upload, so that
-    no attempt can touch the bytes of another. A fixed set of 256 folders keeps each one small, and makes a durable
-    write cost one fsync of the file and one of its folder.
-    """
+class FolderStore:
+    """Uploaded files. A fixed set of 256 folders keeps each one small, and makes a durable write cost one fsync of the
+    file and one of its folder."""
 
     def __init__(self, folder: Path) -> None:
         """Opens the folder, making it and its sub-folders if they are absent.
@@ -37,18 +31,8 @@ class ImageStore:
             _fsync_folder(folder)
             _fsync_folder(folder.parent)
 
-    @staticmethod
-    def new_key(sha256: str) -> str:
-        """A key for one attempt at storing bytes of this hash."""
-        return f"{sha256[:2]}/{sha256}.{uuid.uuid4().hex}"
-
-    def save(self, key: str, image_bytes: bytes) -> None:
-        """Writes the bytes, which are durable on return: file and folder are fsynced.
-
-        Raises:
-            StorageFullError: No space is left; nothing stays behind.
-            StorageUnavailableError: The folder cannot be written; likewise.
-        """
+    def save(self, key: str, image_bytes: bytes, media_type: str) -> None:  # noqa: ARG002 - rows know it
+        """As ``ImageStore.save``: file and folder are fsynced."""
         path = self._folder / key
         part = path.with_name(path.name + PART_SUFFIX)
         with _errors_translated():
@@ -66,53 +50,44 @@ class ImageStore:
                 raise
 
     def load(self, key: str) -> bytes:
-        """The stored bytes.
+        with _errors_translated(), self._opened(key) as file:
+            return file.read()
 
-        Raises:
-            NotFoundError: There are none under this key.
-            StorageUnavailableError: They cannot be read, or the whole store is gone.
-        """
+    def stream(self, key: str) -> Iterator[bytes]:
         with _errors_translated():
-            path = self._folder / key
-            try:
-                return path.read_bytes()
-            except FileNotFoundError as error:
-                # The sub-folders are made when the store is opened: without them it is the volume that is gone.
-                if not path.parent.is_dir():
-                    raise StorageUnavailableError("the image store's folders are gone") from error
-                raise NotFoundError("the image's bytes are gone") from error
+            file = self._opened(key)
+        return _chunks(file)
+
+    def signed_url(self, key: str, seconds: int) -> str | None:  # noqa: ARG002 - a folder has no addresses
+        return None
+
+    def _opened(self, key: str) -> IO[bytes]:
+        path = self._folder / key
+        try:
+            return path.open("rb")
+        except FileNotFoundError as error:
+            # The sub-folders are made when the store is opened: without them it is the volume that is gone.
+            if not path.parent.is_dir():
+                raise StorageUnavailableError("the image store's folders are gone") from error
+            raise NotFoundError("the image's bytes are gone") from error
 
     def delete(self, key: str) -> None:
-        """Removes the bytes; it is fine if they are gone already.
-
-        Raises:
-            StorageUnavailableError: They cannot be removed.
-        """
         with _errors_translated():
             (self._folder / key).unlink(missing_ok=True)
 
     def keys_older_than(self, age_s: float) -> Iterator[str]:
-        """Keys of files last written at least ``age_s`` seconds ago, half-written ones included.
-
-        Files that this store cannot have written are none of them, wherever they lie.
-        """
         latest = time.time() - age_s
         with _errors_translated():
             for number in range(256):
                 for path in (self._folder / f"{number:02x}").iterdir():
                     key = f"{number:02x}/{path.name}"
                     with suppress(FileNotFoundError):  # somebody finished or removed it meanwhile
-                        if _KEY.fullmatch(key) and path.stat().st_mtime <= latest:
+                        if is_key(key) and path.stat().st_mtime <= latest:
                             yield key
 
     def check(self) -> None:
-        """Writes a small file durably and removes it again.
-
-        Raises:
-            StorageFullError, StorageUnavailableError: As ``save``.
-        """
-        key = self.new_key("00")
-        self.save(key, b"probe")
+        key = new_key("00")
+        self.save(key, b"probe", "application/octet-stream")
         self.delete(key)
 
 
@@ -124,6 +99,12 @@ def _errors_translated() -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageFullError("the image store has no space left") from error
         raise StorageUnavailableError(f"the image store does not work: {error.strerror or error}") from error
+
+
+def _chunks(file: IO[bytes]) -> Iterator[bytes]:
+    with file:
+        while chunk := file.read(_STREAM_CHUNK_BYTES):
+            yield chunk
 
 
 def _fsync_folder(folder: Path) -> None:

@@ -8,14 +8,14 @@ somebody was told are safe.
 
 import hashlib
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
 
 from circles.detection import ImageDetections
-from circles.errors import NotFoundError, OverloadedError
+from circles.errors import NotFoundError, OverloadedError, StorageUnavailableError
 from circles.imaging import ImageHeader
 from circles.storage.database import Database, ImagePage, ImageRecord, ObjectRecord, Status, object_records
-from circles.storage.images import PART_SUFFIX, ImageStore
+from circles.storage.images import PART_SUFFIX, ImageStore, new_key, sha256_of
 
 _SWEEP_BATCH = 500
 
@@ -43,13 +43,17 @@ class RecordBook:
         self._staged_keys: set[str] = set()
         self._staged_lock = threading.Lock()
 
-    def stage(self, image_id: str, image_bytes: bytes) -> str:
+    def close(self) -> None:
+        """Closes the database's connections."""
+        self._database.close()
+
+    def stage(self, image_id: str, image_bytes: bytes, media_type: str) -> str:
         """The storage key of the bytes, now durable; to be given to ``commit`` or ``discard``."""
-        key = self._images.new_key(image_id)
+        key = new_key(image_id)
         with self._staged_lock:
             self._staged_keys.add(key)
         try:
-            self._images.save(key, image_bytes)
+            self._images.save(key, image_bytes, media_type)
         except BaseException:
             self._unstage(key)
             raise
@@ -98,6 +102,8 @@ class RecordBook:
                 earlier = self._database.find(image_id)
                 # None: deleted between our two looks, so the place is free again.
                 if earlier is not None:
+                    if earlier.storage_key == key:
+                        return earlier, True  # a first try of this very call was committed, though its answer was lost
                     self._images.delete(key)
                     return earlier, False
         except OverloadedError:
@@ -140,16 +146,32 @@ class RecordBook:
 
         Raises:
             NotFoundError: The image was deleted meanwhile.
+            StorageUnavailableError: What the store has is something else.
         """
-        return self._images.load(record.storage_key)
+        image_bytes = self._images.load(record.storage_key)
+        if image_id_of(image_bytes) != sha256_of(record.storage_key):
+            raise StorageUnavailableError(f"the stored bytes of image {record.image_id} are damaged")
+        return image_bytes
+
+    def stream(self, record: ImageRecord) -> Iterator[bytes]:
+        """The image's bytes in pieces; raises NotFoundError before the first of them."""
+        return self._images.stream(record.storage_key)
+
+    def signed_url(self, record: ImageRecord, seconds: int) -> str | None:
+        """An address at which anybody may read the image's bytes for this time; None where the store has none."""
+        return self._images.signed_url(record.storage_key, seconds)
 
     def page(self, limit: int, cursor: str | None, status: Status | None, min_score: float) -> ImagePage:
         """Some images, newest first; see ``Database.page``."""
         return self._database.page(limit, cursor, status, min_score)
 
-    def pending(self, limit: int, excluded_ids: Collection[str] = ()) -> list[ImageRecord]:
-        """Images that wait for detection, oldest first."""
-        return self._database.pending(limit, excluded_ids)
+    def claim_pending(self, limit: int, lease_s: float) -> list[ImageRecord]:
+        """Images that wait for detection, oldest first; for this time nobody else is given them."""
+        return self._database.claim_pending(limit, lease_s)
+
+    def rest(self, records: Collection[ImageRecord], rest_s: float) -> None:
+        """Gives claimed images back, to be claimed by anybody after this time."""
+        self._database.rest([record.storage_key for record in records], rest_s)
 
     def finish(self, record: ImageRecord, found: ImageDetections) -> bool:
         """Writes down what was found; False when this upload is no longer there."""

@@ -3,7 +3,8 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import DateTime, Dialect, Float, ForeignKey, Index, Integer, String
+from sqlalchemy import DateTime, Dialect, Double, ForeignKey, Index, Integer, String
+from sqlalchemy.dialects import mysql
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.types import TypeDecorator
 
@@ -11,7 +12,7 @@ from sqlalchemy.types import TypeDecorator
 class UTCDateTime(TypeDecorator[datetime]):
     """Aware datetimes in UTC; stored without the zone, which SQLite and MySQL do not keep."""
 
-    impl = DateTime
+    impl = DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")  # whole seconds otherwise
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:  # noqa: ARG002
@@ -19,6 +20,9 @@ class UTCDateTime(TypeDecorator[datetime]):
 
     def process_result_value(self, value: Any | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
         return None if value is None else value.replace(tzinfo=UTC)
+
+
+_ANY_SCRIPT = {"mysql_charset": "utf8mb4", "mariadb_charset": "utf8mb4"}  # whatever the database's default is
 
 
 class Base(DeclarativeBase):
@@ -36,6 +40,7 @@ class ImageRow(Base):
     __table_args__ = (
         Index("ix_images_created_at", "created_at", "image_id"),
         Index("ix_images_status", "status", "created_at", "image_id"),
+        _ANY_SCRIPT,
     )
 
     image_id: Mapped[str] = mapped_column(String(64), primary_key=True)
@@ -50,6 +55,8 @@ class ImageRow(Base):
     error: Mapped[str | None] = mapped_column(String(1000))
     detector_name: Mapped[str | None] = mapped_column(String(64))
     detector_version: Mapped[str | None] = mapped_column(String(64))
+    lease_until: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    """While it is pending and this is to come, somebody is at work on it, or lets it rest."""
 
     objects: Mapped[list["ObjectRow"]] = relationship(order_by="ObjectRow.rank", passive_deletes=True)
 
@@ -58,17 +65,17 @@ class ObjectRow(Base):
     """One found object; ``rank`` counts from 0, best score first."""
 
     __tablename__ = "objects"
-    __table_args__ = (Index("ix_objects_image_id", "image_id", "rank"),)
+    __table_args__ = (Index("ix_objects_image_id", "image_id", "rank"), _ANY_SCRIPT)
 
     object_id: Mapped[str] = mapped_column(String(36), primary_key=True)
     image_id: Mapped[str] = mapped_column(ForeignKey("images.image_id", ondelete="CASCADE"))
     rank: Mapped[int] = mapped_column(Integer)
     label: Mapped[str] = mapped_column(String(64))
-    x_min: Mapped[float] = mapped_column(Float(53))
-    y_min: Mapped[float] = mapped_column(Float(53))
-    x_max: Mapped[float] = mapped_column(Float(53))
-    y_max: Mapped[float] = mapped_column(Float(53))
-    center_x: Mapped[float] = mapped_column(Float(53))
-    center_y: Mapped[float] = mapped_column(Float(53))
-    radius: Mapped[float] = mapped_column(Float(53))
-    score: Mapped[float] = mapped_column(Float(53))
+    x_min: Mapped[float] = mapped_column(Double)
+    y_min: Mapped[float] = mapped_column(Double)
+    x_max: Mapped[float] = mapped_column(Double)
+    y_max: Mapped[float] = mapped_column(Double)
+    center_x: Mapped[float] = mapped_column(Double)
+    center_y: Mapped[float] = mapped_column(Double)
+    radius: Mapped[float] = mapped_column(Double)
+    score: Mapped[float] = mapped_column(Double)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import anyio.to_thread
 from fastapi import APIRouter, Header, Path, Query, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, RedirectResponse, StreamingResponse
 from starlette.datastructures import UploadFile
 
 from circles.drawing import draw_detections
@@ -151,8 +151,14 @@ async def get_content(
     known = {part.strip().removeprefix("W/") for part in if_none_match.split(",")}
     if etag in known or "*" in known:
         return Response(status_code=304, headers=headers)
-    image_bytes = await anyio.to_thread.run_sync(services.book.load, record)
-    return Response(image_bytes, media_type=record.media_type, headers=headers)
+    if services.settings.content_delivery == "redirect":
+        address = await anyio.to_thread.run_sync(services.book.signed_url, record, services.settings.signed_url_s)
+        if address is not None:
+            # The signature ends, so the redirection must not outlive it in a cache.
+            return RedirectResponse(address, 307, {"Cache-Control": "no-store"})
+    pieces = await anyio.to_thread.run_sync(services.book.stream, record)
+    headers["Content-Length"] = str(record.size_bytes)
+    return StreamingResponse(pieces, media_type=record.media_type, headers=headers)
 
 
 @router.get(

@@ -1,4 +1,4 @@
-"""The same tests against the application in this process and behind Serve."""
+"""The same tests against the application in this process, wherever its data is, and behind Serve."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,20 +8,24 @@ import httpx2
 import pytest
 
 from circles.detectors.encoded import open_detector
+from circles.settings import Settings
 from deployments.async_detectors import InProcessDetector
-from tests.running import running_api, settings_in
+from tests.running import running_api
 from tests.serving import running_serve
+from tests.worlds import NAMES, opened_world
 
 
-@pytest.fixture(scope="session", params=["in-process", pytest.param("serve", marks=pytest.mark.serve)])
+@pytest.fixture(scope="session", params=[*NAMES, pytest.param("serve", marks=pytest.mark.serve)])
 def service_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of a service with the real detector."""
     external_url: str | None = request.config.getoption("--service-url")
     folder = tmp_path_factory.mktemp("api")
-    if request.param == "in-process":
-        settings = settings_in(folder, detector="hough")
-        with running_api(settings, InProcessDetector(open_detector(settings))) as api:
-            yield api.url
+    if request.param in NAMES:
+        with opened_world(request.param) as world:
+            place = world.new_place(folder)
+            settings = Settings(database_url=place.database_url, storage_url=place.storage_url, detector="hough")
+            with running_api(settings, InProcessDetector(open_detector(settings))) as api:
+                yield api.url
     elif external_url is not None:
         yield external_url
     else:

@@ -1,46 +1,115 @@
-"""The migrations make the tables that the code expects, and can take them back."""
+"""The migrations make the tables that the code expects, and can take them back, on every database."""
 
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import alembic.command
-import alembic.config
-import pysqlite3
 import pytest
 import sqlalchemy
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from sqlalchemy import text
 
-from circles.storage import database as database_module
+from circles.errors import DatabaseSchemaError, DataFolderLockedError
 from circles.storage.database import Database
+from circles.storage.engine import is_sqlite, open_engine
+from circles.storage.lock import DataFolderLock
+from circles.storage.schema import check_schema, head, migrate
 from circles.storage.tables import Base
+from tests.records import add, found
+from tests.worlds import NAMES, World
+
+
+def engine_of(url: str) -> sqlalchemy.Engine:
+    return open_engine(url, 4, 10.0)
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> sqlalchemy.Engine:
-    Database(f"sqlite:///{tmp_path}/db.sqlite3").close()
-    return sqlalchemy.create_engine(f"sqlite:///{tmp_path}/db.sqlite3", module=pysqlite3)
+def url(world: World, tmp_path: Path) -> str:
+    """Of an empty database."""
+    return world.new_place(tmp_path, has_tables=False).database_url
 
 
-def test_migrated_database_has_just_the_tables_of_the_code(engine: sqlalchemy.Engine) -> None:
+def test_migrated_database_has_just_the_tables_of_the_code(url: str) -> None:
+    engine = engine_of(url)
+    assert migrate(engine) == (None, head())
+    assert migrate(engine) == (head(), head())
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
     engine.dispose()
 
 
-def test_migrations_can_be_taken_back(engine: sqlalchemy.Engine) -> None:
-    config = alembic.config.Config()
-    config.set_main_option("script_location", str(database_module._MIGRATIONS))
+def test_migrations_can_be_taken_back_one_by_one_without_losing_rows(world: World, tmp_path: Path) -> None:
+    place = world.new_place(tmp_path)
+    record, _ = add(place.open_book(), b"bytes", found(0.9, 0.8))
+    place.close()
+    engine = engine_of(place.database_url)
+    assert migrate(engine, "0001") == (head(), "0001")
+    with engine.connect() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM objects")) == 2
+    assert migrate(engine) == ("0001", head())
+    engine.dispose()
+    assert place.open_book().get(record.image_id) == record
+    place.close()
+    engine = engine_of(place.database_url)
+    assert migrate(engine, "base") == (head(), None)
+    assert set(sqlalchemy.inspect(engine).get_table_names()) <= {"alembic_version"}
+    engine.dispose()
+
+
+def test_many_who_migrate_at_once_wait_for_each_other(url: str) -> None:
+    engines = [engine_of(url) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        changes = list(pool.map(migrate, engines))
+    assert sorted(changes, key=str) == sorted([(None, head()), *[(head(), head())] * 3], key=str)
+    for engine in engines:
+        engine.dispose()
+
+
+def test_tables_of_another_version_are_refused(url: str) -> None:
+    engine = engine_of(url)
+    migrate(engine, "0001")
+    if not is_sqlite(url):
+        with pytest.raises(DatabaseSchemaError, match="at revision 0001, this version wants"):
+            Database(url)
+    migrate(engine)
     with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        alembic.command.downgrade(config, "base")
-        assert set(sqlalchemy.inspect(connection).get_table_names()) <= {"alembic_version"}
-        alembic.command.upgrade(config, "head")
-        assert {"images", "objects"} <= set(sqlalchemy.inspect(connection).get_table_names())
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    for call in (lambda: Database(url), lambda: migrate(engine), lambda: check_schema(engine)):
+        with pytest.raises(DatabaseSchemaError, match=r"9999, which this version does not know: .* a newer one"):
+            call()
     engine.dispose()
 
 
-def test_opening_again_changes_nothing(tmp_path: Path, engine: sqlalchemy.Engine) -> None:
-    engine.dispose()
-    before = (tmp_path / "db.sqlite3").stat().st_mtime_ns
-    Database(f"sqlite:///{tmp_path}/db.sqlite3").close()
-    assert (tmp_path / "db.sqlite3").stat().st_mtime_ns == before
+def test_opening_again_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "db.sqlite3"
+    Database(f"sqlite:///{path}").close()
+    before = path.stat().st_mtime_ns
+    Database(f"sqlite:///{path}").close()
+    assert path.stat().st_mtime_ns == before
+
+
+def run_migrate(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "circles.storage", "migrate", *arguments]
+    environment = {**os.environ, "DATABASE_URL": url, "COLUMNS": "200"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+
+
+@pytest.mark.parametrize("world", NAMES[:2], indirect=True)
+def test_the_word_says_what_it_did(url: str) -> None:
+    assert f"was at revision none and is now at {head()}" in run_migrate(url).stdout
+    assert f"is at revision {head()}" in run_migrate(url).stdout
+    assert "is now at 0001" in run_migrate(url, "--revision", "0001").stdout
+
+
+def test_the_word_leaves_a_running_services_file_alone(tmp_path: Path) -> None:
+    lock = DataFolderLock(tmp_path, holder="a service")
+    refused = run_migrate(f"sqlite:///{tmp_path}/db.sqlite3")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "in use by" in refused.stderr
+    assert "a service" in refused.stderr
+    with pytest.raises(DataFolderLockedError):
+        DataFolderLock(tmp_path, holder="another one")
+    lock.release()

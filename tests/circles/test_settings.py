@@ -5,6 +5,8 @@ from pydantic import ValidationError
 
 from circles.settings import Settings
 
+SHARED = {"database_url": "postgresql+psycopg://db/circles", "storage_url": "s3://pictures/uploads"}
+
 
 def test_environment_wins_over_defaults_and_arguments_over_both(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAX_IN_FLIGHT", "7")
@@ -24,9 +26,19 @@ def test_environment_wins_over_defaults_and_arguments_over_both(monkeypatch: pyt
         ({"max_in_flight": 0}, "max_in_flight"),
         ({"mistyped": 1}, "mistyped"),
         ({"database_url": "nonsense"}, "not a database URL"),
-        ({"database_url": "oracle://x/y"}, "only SQLite in a file"),
-        ({"database_url": "sqlite://"}, "only SQLite in a file"),
-        ({"storage_url": "ftp://x"}, "only a local folder"),
+        ({"database_url": "oracle://db/x"}, "'oracle' is none of sqlite"),
+        ({"database_url": "sqlite://"}, "names no database"),
+        ({"database_url": "postgresql+psycopg://db"}, "names no database"),
+        ({"storage_url": "ftp://x/y"}, "neither file: and a folder"),
+        ({"storage_url": "file:"}, "neither file: and a folder"),
+        ({"storage_url": "s3:///prefix"}, "neither file: and a folder"),
+        ({"ingress_replicas": 2}, "SQLite has one writer"),
+        ({**SHARED, "storage_url": "file:data/images", "ingress_replicas": 2}, "a folder is of one node"),
+        ({**SHARED, "ingress_replicas": 2, "orphan_grace_s": 10}, "600 at least"),
+        ({"content_delivery": "redirect"}, "a folder has no addresses"),
+        ({"model_server_url": "127.0.0.1:9090"}, "not the base URL"),
+        ({"model_server_url": "http://me:secret@host"}, "not the base URL"),
+        ({"model_name": "a/b"}, "model_name"),
         ({"detector_min_replicas": 3, "detector_max_replicas": 2}, "detector_min_replicas"),
     ],
 )
@@ -37,7 +49,7 @@ def test_what_cannot_work_is_refused(arguments: dict[str, object], message: str)
 
 def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("API_KEYS", "first-secret, second-secret,")
-    settings = Settings()
+    settings = Settings(database_url="mysql+pymysql://me:secret@db/x")
     assert settings.api_key_list == ["first-secret", "second-secret"]
     assert "secret" not in f"{settings!r} {settings.public()}"
 
@@ -45,3 +57,8 @@ def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_min_score_is_the_detectors_own_unless_set() -> None:
     assert Settings(detector="hough").default_min_score == 0.3
     assert Settings(detector="hough", min_score=0.7).default_min_score == 0.7
+
+
+def test_settings_for_many_replicas() -> None:
+    settings = Settings.model_validate({**SHARED, "ingress_replicas": 3})
+    assert settings.ingress_replicas == 3

@@ -14,7 +14,8 @@ import pytest
 
 from circles.errors import DataFolderLockedError
 from circles.geometry import Circle
-from circles.storage.images import ImageStore
+from circles.storage.folder import FolderStore
+from circles.storage.images import new_key
 from circles.storage.lock import LOCK_NAME
 from tests.fakes import FixedDetector, GatedDetector
 from tests.pictures import disc_jpeg, draw_scene, encode
@@ -110,7 +111,7 @@ def test_health_answers_while_the_database_is_locked(tmp_path: Path) -> None:
         service(tmp_path, GatedDetector(FixedDetector(*FOUND)), detection_timeout_s=30) as api,
         ThreadPoolExecutor(50) as pool,
     ):
-        with api.services.database._write():
+        with api.services.database._writing():
             uploads = [pool.submit(upload, api, disc_jpeg(seed)) for seed in range(50)]
             wait_until(lambda: api.services.admission._in_flight >= 45)
             assert api.client.get("/health", timeout=3).status_code == 200
@@ -209,7 +210,7 @@ def test_full_disk_is_told_and_reading_goes_on(tmp_path: Path, monkeypatch: pyte
     with service(tmp_path, GatedDetector(FixedDetector(*FOUND))) as api:
         kept = upload(api, disc_jpeg(1))
         with monkeypatch.context() as patch:
-            patch.setattr("circles.storage.images.os.fsync", _raise_disk_full)
+            patch.setattr("circles.storage.folder.os.fsync", _raise_disk_full)
             refused = upload(api, disc_jpeg(2))
             assert (refused.status_code, refused.json()["title"]) == (507, "Storage full")
             assert api.client.get(f"{kept.headers['Location']}/content").content == disc_jpeg(1)
@@ -236,7 +237,7 @@ def test_ready_names_what_is_away(tmp_path: Path) -> None:
 def test_replica_without_its_reconciler_is_unhealthy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with service(tmp_path, GatedDetector(FixedDetector(*FOUND))) as api:
         api.services.check_health()
-        monkeypatch.setattr(api.services.book, "pending", _stumble)
+        monkeypatch.setattr(api.services.book, "claim_pending", _stumble)
         api.services.reconciler.wake()
         wait_until(lambda: api.services.reconciling is not None and api.services.reconciling.done())
         with pytest.raises(RuntimeError, match="reconciler has ended"):
@@ -248,8 +249,8 @@ def _stumble(*_: object) -> None:
 
 
 def test_orphaned_files_go_after_their_grace(tmp_path: Path) -> None:
-    store = ImageStore(tmp_path / "images")
-    store.save(store.new_key("ab" * 32), b"left behind by a crash")
+    store = FolderStore(tmp_path / "images")
+    store.save(new_key("ab" * 32), b"left behind by a crash", "image/png")
     with service(tmp_path, GatedDetector(FixedDetector(*FOUND)), orphan_grace_s=0) as api:
         wait_until(lambda: not files_in(tmp_path))
         assert upload(api, disc_jpeg(1)).status_code == 201
@@ -257,7 +258,7 @@ def test_orphaned_files_go_after_their_grace(tmp_path: Path) -> None:
 
 def test_database_that_is_away_is_503(tmp_path: Path) -> None:
     with service(tmp_path, GatedDetector(FixedDetector(*FOUND))) as api:
-        with api.services.database._write() as connection:
+        with api.services.database._writing() as connection:
             connection.exec_driver_sql("DROP TABLE objects")
             connection.exec_driver_sql("DROP TABLE images")
         response = api.client.get("/images/")

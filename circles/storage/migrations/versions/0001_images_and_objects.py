@@ -1,13 +1,21 @@
 """Tables of images and of the objects found in them."""
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
+from sqlalchemy.dialects import mysql
 
 revision = "0001"
 down_revision = None
 
 
 def upgrade() -> None:
+    moment = sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")  # whole seconds otherwise
+    any_script: dict[str, Any] = {
+        "mysql_charset": "utf8mb4",
+        "mariadb_charset": "utf8mb4",
+    }  # whatever the database's default is
     op.create_table(
         "images",
         sa.Column("image_id", sa.String(64), primary_key=True),
@@ -17,11 +25,12 @@ def upgrade() -> None:
         sa.Column("width", sa.Integer, nullable=False),
         sa.Column("height", sa.Integer, nullable=False),
         sa.Column("size_bytes", sa.Integer, nullable=False),
-        sa.Column("created_at", sa.DateTime, nullable=False),
+        sa.Column("created_at", moment, nullable=False),
         sa.Column("status", sa.String(16), nullable=False),
         sa.Column("error", sa.String(1000)),
         sa.Column("detector_name", sa.String(64)),
         sa.Column("detector_version", sa.String(64)),
+        **any_script,
     )
     op.create_index("ix_images_created_at", "images", ["created_at", "image_id"])
     op.create_index("ix_images_status", "images", ["status", "created_at", "image_id"])
@@ -32,9 +41,10 @@ def upgrade() -> None:
         sa.Column("rank", sa.Integer, nullable=False),
         sa.Column("label", sa.String(64), nullable=False),
         *(
-            sa.Column(name, sa.Float(53), nullable=False)
+            sa.Column(name, sa.Double, nullable=False)
             for name in ("x_min", "y_min", "x_max", "y_max", "center_x", "center_y", "radius", "score")
         ),
+        **any_script,
     )
     op.create_index("ix_objects_image_id", "objects", ["image_id", "rank"])
 

@@ -1,0 +1,330 @@
+"""Files and rows as one promise, on every combination of database and store."""
+
+import multiprocessing
+import random
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from circles.detection import DetectorInfo
+from circles.errors import (
+    BacklogFullError,
+    DatabaseSchemaError,
+    DatabaseUnavailableError,
+    NotFoundError,
+    StorageUnavailableError,
+)
+from circles.storage.database import Database, ImageRecord
+from circles.storage.records import RecordBook, image_id_of
+from tests.records import HEADER, add, found
+from tests.running import wait_until
+from tests.worlds import NAMES, Place, World
+
+
+@pytest.fixture
+def place(world: World, tmp_path: Path) -> Iterator[Place]:
+    place = world.new_place(tmp_path)
+    yield place
+    place.close()
+
+
+@pytest.fixture
+def book(place: Place) -> RecordBook:
+    return place.open_book()
+
+
+def test_image_comes_back_whole_after_reopening(place: Place, book: RecordBook) -> None:
+    record, is_new = add(book, b"bytes", found(0.9, 0.5))
+    assert is_new
+    again = place.open_book()
+    assert again.get(record.image_id) == record
+    assert again.load(record) == b"bytes"
+    assert [stored.detection.score for stored in record.objects] == [0.9, 0.5]
+    stored = record.objects[1]
+    assert again.get_object(record.image_id, stored.object_id) == stored
+
+
+def test_unknown_ids(book: RecordBook) -> None:
+    assert book.find("nope") is None
+    for call in (lambda: book.get("nope"), lambda: book.get_object("nope", "x"), lambda: book.delete("nope")):
+        with pytest.raises(NotFoundError, match="nope"):
+            call()
+
+
+def test_second_attempt_at_the_same_bytes_gives_way(place: Place, book: RecordBook) -> None:
+    first, _ = add(book, b"bytes", found(0.9))
+    second, is_new = add(book, b"bytes", found(0.8, 0.7))
+    assert (second, is_new) == (first, False)
+    assert place.stored_keys() == {first.storage_key}
+
+
+def test_pending_image_is_finished_once(book: RecordBook) -> None:
+    record, _ = add(book, b"bytes")
+    assert (record.status, record.detector) == ("pending", None)
+    assert [pending.image_id for pending in book.claim_pending(5, lease_s=60)] == [record.image_id]
+    assert book.claim_pending(5, lease_s=60) == []
+    assert book.finish(record, found(0.9))
+    finished = book.get(record.image_id)
+    assert (finished.status, finished.detector, len(finished.objects)) == ("done", DetectorInfo("fixed", "1"), 1)
+    book.rest([record], 0)
+    assert book.claim_pending(5, lease_s=60) == []
+
+
+def test_done_image_is_not_made_failed(book: RecordBook) -> None:
+    record, _ = add(book, b"bytes", found(0.9))
+    assert not book.fail(record, "too late")
+    assert book.get(record.image_id) == record
+
+
+def test_failed_image_tells_why_and_can_still_be_finished(book: RecordBook) -> None:
+    record, _ = add(book, b"bytes")
+    assert book.fail(record, "too dark")
+    assert (book.get(record.image_id).status, book.get(record.image_id).error) == ("failed", "too dark")
+    assert book.finish(record, found())
+    assert (book.get(record.image_id).status, book.get(record.image_id).error) == ("done", None)
+
+
+def test_what_was_deleted_meanwhile_is_not_finished(book: RecordBook) -> None:
+    """Also when the same bytes came again since: they are another upload."""
+    record, _ = add(book, b"bytes")
+    book.delete(record.image_id)
+    assert not book.finish(record, found(0.9))
+    newer, _ = add(book, b"bytes")
+    assert newer.storage_key != record.storage_key
+    assert not book.finish(record, found(0.9))
+    assert not book.fail(record, "late")
+    assert book.get(record.image_id).status == "pending"
+
+
+def test_backlog_has_an_end(place: Place) -> None:
+    book = place.open_book(max_pending=2)
+    kept = {add(book, bytes([number]))[0].storage_key for number in range(2)}
+    with pytest.raises(BacklogFullError, match="2 pictures"):
+        add(book, b"one too many")
+    assert place.stored_keys() == kept
+    add(book, b"done at once", found(0.9))
+
+
+def test_retry_sweep_and_delete_at_once_take_nothing_that_was_acknowledged(place: Place, book: RecordBook) -> None:
+    """Many uploads of few pictures, deletions and sweeps without any grace, all at the same time.
+
+    Whoever asks for an image finds its bytes or no image, at every instant; and in the end files and rows agree.
+    """
+    pictures = [bytes([number]) * 100 for number in range(3)]
+    stop = threading.Event()
+
+    def uploads(seed: int) -> int:
+        rng = random.Random(seed)
+        made = 0
+        for _ in range(60):
+            image_bytes = rng.choice(pictures)
+            record, is_new = add(book, image_bytes, found(0.9) if rng.random() < 0.5 else None)
+            made += is_new
+            current = book.find(record.image_id)
+            try:
+                if current is not None:
+                    assert book.load(current) == image_bytes
+            except NotFoundError:
+                # Deleted between the two looks; the row must be gone or another upload's by now.
+                later = book.find(record.image_id)
+                assert current is not None
+                assert later is None or later.storage_key != current.storage_key
+        return made
+
+    def deletions() -> int:
+        rng = random.Random(99)
+        count = 0
+        while not stop.is_set():
+            try:
+                book.delete(image_id_of(rng.choice(pictures)))
+                count += 1
+            except NotFoundError:
+                continue
+        return count
+
+    def sweeps() -> None:
+        while not stop.is_set():
+            book.sweep(grace_s=0)
+
+    with ThreadPoolExecutor(8) as pool:
+        deleting, sweeping = pool.submit(deletions), pool.submit(sweeps)
+        try:
+            made = sum(pool.map(uploads, range(5)))
+        finally:
+            stop.set()
+        deleted = deleting.result()
+        sweeping.result()
+    assert deleted > 0
+    assert made > len(pictures)
+    remaining = {record.storage_key for record, _ in book.page(200, None, None, 0).items}
+    assert len(remaining) == made - deleted
+    assert place.stored_keys() == remaining
+
+
+def test_page_walks_through_all_with_counts(book: RecordBook) -> None:
+    ids = [add(book, bytes([number]), found(0.9, 0.4))[0].image_id for number in range(5)]
+    seen = []
+    cursor = None
+    while True:
+        page = book.page(2, cursor, None, min_score=0.5)
+        seen += [record.image_id for record, count in page.items if count == 1]
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+    assert seen == ids[::-1]
+    with pytest.raises(ValueError, match="cursor"):
+        book.page(2, "nonsense", None, 0)
+
+
+def test_delete_removes_rows_and_bytes(place: Place, book: RecordBook) -> None:
+    record, _ = add(book, b"bytes", found(0.9))
+    book.delete(record.image_id)
+    assert place.stored_keys() == set()
+    assert book.find(record.image_id) is None
+    with pytest.raises(NotFoundError):
+        book.load(record)
+    with pytest.raises(NotFoundError):
+        book.get_object(record.image_id, record.objects[0].object_id)
+
+
+def test_bytes_come_back_in_pieces(book: RecordBook) -> None:
+    image_bytes = bytes(range(256)) * 4096 * 12  # 12 MiB: written in parts, where a store has them
+    record, _ = add(book, image_bytes, found(0.9))
+    pieces = list(book.stream(record))
+    assert len(pieces) > 1
+    assert b"".join(pieces) == image_bytes
+    book.delete(record.image_id)
+    with pytest.raises(NotFoundError):
+        book.stream(record)
+
+
+def test_damaged_bytes_are_not_given_out(place: Place, book: RecordBook) -> None:
+    record, _ = add(book, b"bytes")
+    book._images.delete(record.storage_key)
+    book._images.save(record.storage_key, b"other bytes", HEADER.media_type)
+    with pytest.raises(StorageUnavailableError, match="damaged"):
+        book.load(record)
+
+
+def test_sweep_removes_only_old_bytes_that_no_row_names(place: Place, book: RecordBook) -> None:
+    named, _ = add(book, b"named", found(0.9))
+    staged = book.stage(image_id_of(b"staged"), b"staged", "image/png")
+    orphan = place.open_book().stage(image_id_of(b"orphan"), b"orphan", "image/png")
+    assert book.sweep(grace_s=3600) == 0
+    assert place.stored_keys() == {named.storage_key, staged, orphan}
+    assert book.sweep(grace_s=-3600) == 1
+    assert place.stored_keys() == {named.storage_key, staged}
+
+
+def test_moments_keep_their_microseconds(book: RecordBook) -> None:
+    """On which the order of pages rests."""
+    records = [add(book, bytes([number]), found(0.9))[0] for number in range(20)]
+    assert [book.get(record.image_id).created_at for record in records] == [record.created_at for record in records]
+
+
+def test_names_and_texts_of_any_script_come_back(book: RecordBook) -> None:
+    image_id = image_id_of(b"bytes")
+    key = book.stage(image_id, b"bytes", HEADER.media_type)
+    record, _ = book.commit(image_id, key, HEADER, 5, "münze 硬币 🪙.png", None)
+    assert book.get(record.image_id).filename == "münze 硬币 🪙.png"
+
+
+def test_claimed_pictures_are_nobody_elses_until_their_lease_ends(place: Place, book: RecordBook) -> None:
+    records = [add(book, bytes([number]))[0] for number in range(5)]
+    other = place.open_book()
+    first = book.claim_pending(2, lease_s=60)
+    assert [record.image_id for record in first] == [record.image_id for record in records[:2]]
+    second = other.claim_pending(10, lease_s=60)
+    assert [record.image_id for record in second] == [record.image_id for record in records[2:]]
+    assert book.claim_pending(10, lease_s=60) == other.claim_pending(10, lease_s=60) == []
+    book.rest(first, 0)
+    assert {record.image_id for record in other.claim_pending(10, lease_s=0)} == {r.image_id for r in first}
+    assert {record.image_id for record in book.claim_pending(10, lease_s=60)} == {r.image_id for r in first}
+    assert book.finish(records[4], found(0.9))
+
+
+def test_many_who_claim_at_once_get_different_pictures(place: Place, book: RecordBook) -> None:
+    big = place.open_book(max_pending=100)
+    expected = {add(big, bytes([number]))[0].image_id for number in range(40)}
+    books = [place.open_book() for _ in range(4)]
+    start = threading.Barrier(4)
+
+    def claims(mine: RecordBook) -> list[str]:
+        start.wait()
+        claimed: list[str] = []
+        while records := mine.claim_pending(3, lease_s=60):
+            claimed += [record.image_id for record in records]
+        return claimed
+
+    with ThreadPoolExecutor(4) as pool:
+        claimed = [image_id for ids in pool.map(claims, books) for image_id in ids]
+    # A locked row is passed over: what one round left, the next one finds.
+    claimed += [record.image_id for record in book.claim_pending(40, lease_s=60)]
+    assert len(claimed) == len(set(claimed)) == 40
+    assert set(claimed) == expected
+
+
+def _add_once(place: Place, barrier: "multiprocessing.synchronize.Barrier") -> bool:
+    book = place.open_book()
+    barrier.wait()
+    is_new = add(book, b"the same bytes", found(0.9))[1]
+    place.close()
+    return is_new
+
+
+def test_same_bytes_from_several_processes_give_one_image(place: Place, book: RecordBook) -> None:
+    """The unique row decides, not a lock inside one process."""
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager, context.Pool(4) as pool:
+        barrier = manager.Barrier(4)
+        made = pool.starmap(_add_once, [(Place(place.database_url, place.storage_url), barrier)] * 4)
+    assert sorted(made) == [False, False, False, True]
+    assert len(place.stored_keys()) == 1
+
+
+def test_checks_really_try(place: Place, book: RecordBook) -> None:
+    assert (book.check_database(), book.check_images()) == ("ok", "ok")
+    assert place.stored_keys() == set()
+
+
+@pytest.mark.parametrize("world", NAMES[1:], indirect=True)
+def test_database_without_its_tables_is_refused(world: World, tmp_path: Path) -> None:
+    """But for SQLite, whose one service makes them."""
+    with pytest.raises(DatabaseSchemaError, match="has no tables yet: run `just migrate`"):
+        Database(world.new_place(tmp_path, has_tables=False).database_url)
+
+
+@pytest.mark.parametrize("world", NAMES[1:], indirect=True)
+def test_restarted_database_costs_nobody_an_answer(world: World, place: Place, book: RecordBook) -> None:
+    assert world.database is not None
+    record, _ = add(book, b"before", found(0.9))
+    world.database.stop(at_once=True)
+    with pytest.raises(DatabaseUnavailableError):
+        book.get(record.image_id)
+    world.database.start()
+    assert book.get(record.image_id) == record
+    assert add(book, b"after", found(0.9))[1]
+
+
+@pytest.mark.parametrize("world", NAMES[1:], indirect=True)
+def test_bucket_that_is_away_is_named_so(world: World, place: Place, book: RecordBook) -> None:
+    assert world.bucket is not None
+    record, _ = add(book, b"bytes", found(0.9))
+    world.bucket.stop(at_once=True)
+    for call in (book.check_images, lambda: book.load(record), lambda: add(book, b"more", found(0.9))):
+        with pytest.raises(StorageUnavailableError, match="bucket does not work"):
+            call()
+    world.bucket.start()
+    if world.bucket.keeps_its_data:
+        wait_until(lambda: _has(book, record))  # it answers before it has found its volumes again
+    assert add(book, b"more", found(0.9))[1]
+
+
+def _has(book: RecordBook, record: ImageRecord) -> bool:
+    try:
+        return book.load(record) == b"bytes"
+    except StorageUnavailableError:
+        return False
