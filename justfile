@@ -57,6 +57,11 @@ model-server background='': install-deps
 migrate *arguments: install-deps
     @{{ python }} -m circles.storage migrate {{ arguments }}
 
+# Look after what is kept: check [--fix], copy, backup, restore, purge (each with --help)
+[group('run')]
+storage *arguments: install-deps
+    @{{ python }} -m circles.storage {{ arguments }}
+
 # End everything that this checkout started, and only that
 [group('run')]
 clean: install-deps

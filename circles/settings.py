@@ -130,6 +130,9 @@ class Settings(BaseSettings):
     orphan_grace_s: float = Field(default=3600.0, ge=0)
     """Age in seconds from which a stored file that no row names is removed."""
 
+    retention_days: float | None = Field(default=None, gt=0)
+    """Age in days from which images are removed, rows and bytes; unset: they stay."""
+
     detector_min_replicas: int = Field(default=1, ge=0)
     """Fewest detector replicas; 0 lets the detector sleep when idle."""
 

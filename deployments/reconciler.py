@@ -1,4 +1,4 @@
-"""Reconciler: finishes what uploads had to leave behind, and removes files that no row names."""
+"""Reconciler: finishes what uploads had to leave behind, and removes what nobody needs any more."""
 
 import asyncio
 import logging
@@ -17,6 +17,7 @@ logger = logging.getLogger("ray.serve")
 _MAX_AT_ONCE = 8
 _FIRST_RETRY_S = 1.0
 _SWEEP_PERIOD_S = 600.0
+_DAY_S = 86400.0
 _LEASE_SLACK_S = 60.0  # beyond the detection: loading the bytes, and writing down what was found
 _FORGET_SETBACKS_S = 3600.0
 
@@ -122,6 +123,13 @@ class Reconciler:
             return
 
     async def _sweep(self) -> None:
+        if self._settings.retention_days is not None:
+            expired = await anyio.to_thread.run_sync(self._purge, self._settings.retention_days * _DAY_S)
+            if expired:
+                logger.info("removed %d images whose time was over", expired)
         removed = await anyio.to_thread.run_sync(self._book.sweep, self._settings.orphan_grace_s)
         if removed:
             logger.info("removed %d files that no image names", removed)
+
+    def _purge(self, age_s: float) -> int:
+        return sum(1 for _ in self._book.purge(age_s))

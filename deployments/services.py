@@ -88,10 +88,13 @@ def open_services(settings: Settings, detector: AsyncDetector, holder: str) -> S
         for folder in _local_folders(settings):
             locks.append(DataFolderLock(folder, holder, settings.drain_timeout_s + _LOCK_SLACK_S))
             opened.callback(locks[-1].release)
-        database = Database(settings.database_url, settings.database_pool_size, settings.database_timeout_s)
+        is_alone = is_sqlite(settings.database_url)  # with the lock of its folder
+        database = Database(
+            settings.database_url, settings.database_pool_size, settings.database_timeout_s, migrates=is_alone
+        )
         opened.callback(database.close)
-        if is_sqlite(settings.database_url):
-            database.end_leases()  # nobody else can be at work
+        if is_alone:
+            database.end_leases()
         images = open_image_store(settings.storage_url, settings.storage_timeout_s)
         book = RecordBook(images, database, settings.max_pending)
         opened.pop_all()  # from here on they are the services' own

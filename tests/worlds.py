@@ -12,7 +12,7 @@ import sqlalchemy
 from sqlalchemy.engine import make_url
 
 from circles.storage.database import Database
-from circles.storage.engine import is_sqlite, open_engine
+from circles.storage.engine import open_engine
 from circles.storage.images import open_image_store
 from circles.storage.records import RecordBook
 from circles.storage.schema import migrate
@@ -67,7 +67,7 @@ class World:
         storage_url = f"file:{folder}/data/images"
         if self.bucket is not None:
             storage_url = f"{self.bucket.url}/{uuid.uuid4().hex}"
-        if has_tables and not is_sqlite(database_url):
+        if has_tables:
             engine = open_engine(database_url, 1, 10.0)
             migrate(engine)
             engine.dispose()

@@ -1,23 +1,31 @@
 """``python -m circles.storage``: what the service's data needs beside the service."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import track
 from sqlalchemy import Engine
 
 from circles.errors import CirclesError
 from circles.settings import Settings
-from circles.storage.engine import is_sqlite, open_engine
+from circles.storage import moving
+from circles.storage.database import Database
+from circles.storage.engine import DRIVERS, is_sqlite, open_engine
+from circles.storage.images import ImageStore, open_image_store
 from circles.storage.lock import DataFolderLock
+from circles.storage.records import RecordBook
 from circles.storage.schema import migrate
 
 cli = typer.Typer(add_completion=False, help=__doc__)
 console = Console(soft_wrap=True)
+progress = Console(stderr=True)
 
 
 @cli.callback()
@@ -30,17 +38,148 @@ def migrate_database(
     revision: Annotated[str, typer.Option(help="An older one takes back what came after it, and its data.")] = "head",
 ) -> None:
     """Bring the database's tables to this version's form; also those of an empty database."""
-    try:
-        settings = Settings()
-    except ValidationError as error:
-        _fail(str(error))
-    try:
-        with _opened_alone(settings) as engine:
-            before, after = migrate(engine, revision)
-    except CirclesError as error:
-        _fail(error.detail)
+    with _told(), _opened_alone(_settings()) as engine:
+        before, after = migrate(engine, revision)
     change = "is at revision" if before == after else f"was at revision {before or 'none'} and is now at"
     console.print(f"the database {change} {after or 'none'}", highlight=False)
+
+
+@cli.command("check")
+def check_all(
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Remove rows without their bytes, and bytes without a row.")
+    ] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Read all bytes, and compare them with their hashes.")] = False,
+) -> None:
+    """Compare rows and bytes, both ways; fails when they do not agree."""
+    with _told(), _opened(_settings(), is_alone=fix) as kept:
+        steps = moving.check(kept.database, kept.store, _settings().orphan_grace_s, reads_bytes=deep)
+        *_, findings = track(steps, "checking", total=kept.database.count() + 1, console=progress)
+        for record in findings.lost:
+            console.print(f"image {record.image_id}: its bytes are gone", highlight=False)
+        for record in findings.damaged:
+            console.print(f"image {record.image_id}: its bytes are damaged", highlight=False)
+        for key in findings.orphans:
+            console.print(f"{key}: no row names these bytes", highlight=False)
+        if fix and not findings.is_well:
+            moving.fix(kept.book, kept.store, findings)
+            console.print("removed them")
+        elif not findings.is_well:
+            raise typer.Exit(1)
+        console.print(f"{findings.rows} images")
+
+
+@cli.command("copy")
+def copy_all(
+    source: Annotated[str, typer.Option("--from", help="Address of a database or a store.")],
+    target: Annotated[str, typer.Option("--to", help="Address of another one of the same kind.")],
+) -> None:
+    """Copy rows from database to database, or bytes from store to store (those that rows of DATABASE_URL name).
+
+    Started again after an interruption, it goes on. Everything is read back and compared.
+    """
+    with _told():
+        if _is_database(source) != _is_database(target):
+            _fail("one of them is a database and the other one a store")
+        with _opened(_settings()) as kept:
+            if _is_database(source):
+                done = _copy_rows(source, target)
+            else:
+                done = _copy_bytes(kept.database, open_image_store(source), open_image_store(target))
+    console.print(f"{done} images copied and compared")
+
+
+@cli.command("backup")
+def back_up(
+    folder: Annotated[Path, typer.Option("--to", help="Made if it is absent; goes on with an interrupted one.")],
+) -> None:
+    """Copy rows and bytes into a folder: a SQLite database and the files, whatever they are kept in."""
+    with _told(), _opened(_settings()) as kept:
+        url = f"sqlite:///{folder.resolve()}/db.sqlite3"
+        _copy_rows(_settings().database_url, url)
+        with _opened(_settings().model_copy(update={"database_url": url})) as copy:
+            store = open_image_store(f"file:{folder}/images")
+            done = _copy_bytes(copy.database, kept.store, store)
+    console.print(f"{done} images in {folder}")
+
+
+@cli.command("restore")
+def restore(folder: Annotated[Path, typer.Option("--from", help="A folder that `backup` wrote.", exists=True)]) -> None:
+    """Copy rows and bytes of a backup back: first the bytes, so that every row has its own."""
+    url = f"sqlite:///{folder.resolve()}/db.sqlite3"
+    with _told(), _opened(_settings().model_copy(update={"database_url": url})) as copy:
+        with _opened(_settings(), is_alone=True) as kept:
+            _copy_bytes(copy.database, open_image_store(f"file:{folder}/images"), kept.store)
+        done = _copy_rows(url, _settings().database_url)
+    console.print(f"{done} images restored")
+
+
+@cli.command("purge")
+def purge(older_than: Annotated[float, typer.Option(help="Days since the upload.", min=0)]) -> None:
+    """Remove old images, rows and bytes."""
+    with _told(), _opened(_settings()) as kept:
+        done = sum(1 for _ in track(kept.book.purge(older_than * 86400), "removing", console=progress))
+    console.print(f"{done} images removed")
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What the settings name, opened."""
+
+    database: Database
+    store: ImageStore
+    book: RecordBook
+
+
+@contextlib.contextmanager
+def _opened(settings: Settings, *, is_alone: bool = False) -> Iterator[_Kept]:
+    """Database and store. ``is_alone``: with the lock of SQLite's folder, which a running service holds."""
+    with contextlib.ExitStack() as stack:
+        if is_alone and is_sqlite(settings.database_url):
+            stack.callback(DataFolderLock(settings.database_path.parent, holder="a command").release)
+        database = Database(settings.database_url, timeout_s=settings.database_timeout_s)
+        stack.callback(database.close)
+        store = open_image_store(settings.storage_url, settings.storage_timeout_s)
+        yield _Kept(database, store, RecordBook(store, database, settings.max_pending))
+
+
+def _copy_rows(source_url: str, target_url: str) -> int:
+    with contextlib.ExitStack() as stack:
+        engine = open_engine(target_url, 1, _settings().database_timeout_s)
+        stack.callback(engine.dispose)
+        migrate(engine)
+        source, target = Database(source_url), Database(target_url)
+        stack.callback(source.close)
+        stack.callback(target.close)
+        return _count(moving.copy_rows(source, target), "copying rows", source.count())
+
+
+def _copy_bytes(database: Database, source: ImageStore, target: ImageStore) -> int:
+    return _count(moving.copy_bytes(database.walk(), source, target), "copying bytes", database.count())
+
+
+def _count(steps: Iterable[object], what: str, total: int) -> int:
+    return sum(1 for _ in track(steps, what, total=total, console=progress))
+
+
+def _is_database(url: str) -> bool:
+    return url.partition("://")[0] in DRIVERS
+
+
+def _settings() -> Settings:
+    try:
+        return Settings()
+    except ValidationError as error:
+        _fail(str(error))
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Lets errors end the command with a sentence instead of a traceback."""
+    try:
+        yield
+    except CirclesError as error:
+        _fail(error.detail)
 
 
 @contextlib.contextmanager
@@ -48,8 +187,7 @@ def _opened_alone(settings: Settings) -> Iterator[Engine]:
     """An engine; SQLite's with the lock of its folder, which a running service holds."""
     with contextlib.ExitStack() as stack:
         if is_sqlite(settings.database_url):
-            lock = DataFolderLock(settings.database_path.parent, holder="a migration")
-            stack.callback(lock.release)
+            stack.callback(DataFolderLock(settings.database_path.parent, holder="a migration").release)
         engine = open_engine(settings.database_url, 1, settings.database_timeout_s)
         stack.callback(engine.dispose)
         yield engine

@@ -9,7 +9,8 @@ somebody was told are safe.
 import hashlib
 import threading
 from collections.abc import Collection, Iterator
-from datetime import UTC, datetime
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 
 from circles.detection import ImageDetections
 from circles.errors import NotFoundError, OverloadedError, StorageUnavailableError
@@ -191,6 +192,15 @@ class RecordBook:
         if key is None:
             raise NotFoundError(f"there is no image {image_id}")
         self._images.delete(key)
+
+    def purge(self, age_s: float) -> Iterator[str]:
+        """Removes images that were uploaded at least so long ago, rows and bytes; yields each one's id."""
+        moment = datetime.now(UTC) - timedelta(seconds=age_s)
+        while ids := self._database.ids_before(moment, _SWEEP_BATCH):
+            for image_id in ids:
+                with suppress(NotFoundError):  # somebody else removed it
+                    self.delete(image_id)
+                yield image_id
 
     def sweep(self, grace_s: float) -> int:
         """Removes files of at least this age that no row names, and no upload in progress wrote; how many."""

@@ -290,9 +290,7 @@ def test_checks_really_try(place: Place, book: RecordBook) -> None:
     assert place.stored_keys() == set()
 
 
-@pytest.mark.parametrize("world", NAMES[1:], indirect=True)
 def test_database_without_its_tables_is_refused(world: World, tmp_path: Path) -> None:
-    """But for SQLite, whose one service makes them."""
     with pytest.raises(DatabaseSchemaError, match="has no tables yet: run `just migrate`"):
         Database(world.new_place(tmp_path, has_tables=False).database_url)
 

@@ -34,7 +34,9 @@ def book(tmp_path: Path) -> RecordBook:
 
 
 def open_book(folder: Path, max_pending: int = 10) -> RecordBook:
-    return RecordBook(FolderStore(folder / "images"), Database(f"sqlite:///{folder}/db.sqlite3"), max_pending)
+    return RecordBook(
+        FolderStore(folder / "images"), Database(f"sqlite:///{folder}/db.sqlite3", migrates=True), max_pending
+    )
 
 
 def files_in(folder: Path) -> set[str]:
@@ -104,7 +106,7 @@ def test_only_an_image_that_is_there_counts_as_there(book: RecordBook) -> None:
 
 
 def test_locked_database_is_told_in_time_to_all_who_wait(tmp_path: Path) -> None:
-    database = Database(f"sqlite:///{tmp_path}/db.sqlite3", timeout_s=0.5)
+    database = Database(f"sqlite:///{tmp_path}/db.sqlite3", timeout_s=0.5, migrates=True)
     book = RecordBook(FolderStore(tmp_path / "images"), database, max_pending=10)
     holder = pysqlite3.connect(tmp_path / "db.sqlite3", isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
@@ -143,7 +145,7 @@ def test_durable_before_the_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_database_is_durable_by_its_settings(tmp_path: Path) -> None:
-    database = Database(f"sqlite:///{tmp_path}/db.sqlite3")
+    database = Database(f"sqlite:///{tmp_path}/db.sqlite3", migrates=True)
     with database._read() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
@@ -175,7 +177,7 @@ def test_unusable_database_is_named_so(tmp_path: Path) -> None:
     (tmp_path / "db.sqlite3").write_bytes(b"this is no database, whatever its name says" * 50)
     before = (tmp_path / "db.sqlite3").read_bytes()
     with pytest.raises(DatabaseUnavailableError, match="not a database"):
-        Database(f"sqlite:///{tmp_path}/db.sqlite3")
+        Database(f"sqlite:///{tmp_path}/db.sqlite3", migrates=True)
     assert (tmp_path / "db.sqlite3").read_bytes() == before
 
 

@@ -17,7 +17,7 @@ from serve_app.processes import MARK, free_port
 ROOT = Path(__file__).resolve().parent.parent.parent
 WORDS = {
     "setup": {"install-deps", "check-deps", "lock", "proto"},
-    "run": {"dev", "backend", "model-server", "migrate", "clean"},
+    "run": {"dev", "backend", "model-server", "migrate", "storage", "clean"},
     "watch": {"status", "health", "logs", "endpoints"},
     "check": {"test", "pytest", "lint", "eval"},
     "train": {"train"},

@@ -1,0 +1,134 @@
+"""Moving and mending what is kept: rows from database to database, bytes from store to store, and whether they agree.
+
+Every step is one transaction or one write, so that work which was interrupted goes on where it was when it is started
+again. Functions yield after each step, for those who show progress.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from circles.errors import CirclesError, NotFoundError
+from circles.storage.database import Database, ImageRecord
+from circles.storage.images import ImageStore, sha256_of
+from circles.storage.records import RecordBook, image_id_of
+
+_UNLIMITED = 2**62
+
+
+class CopyError(CirclesError):
+    """Source and target do not fit together; the message names the image."""
+
+
+@dataclass
+class Findings:
+    """What is wrong with rows and bytes."""
+
+    rows: int = 0
+    lost: list[ImageRecord] = field(default_factory=list)
+    """Rows whose bytes are gone."""
+    damaged: list[ImageRecord] = field(default_factory=list)
+    """Rows whose bytes are not those that were uploaded."""
+    orphans: list[str] = field(default_factory=list)
+    """Keys of bytes that no row names."""
+
+    @property
+    def is_well(self) -> bool:
+        """Whether rows and bytes agree."""
+        return not (self.lost or self.damaged or self.orphans)
+
+
+def copy_rows(source: Database, target: Database) -> Iterator[ImageRecord]:
+    """Copies images with their objects, and yields each once it is in the target, read back and compared.
+
+    Raises:
+        CopyError: The target has another image under this id.
+    """
+    for record in source.walk():
+        there = target.find(record.image_id)
+        if there is not None and there.storage_key != record.storage_key:
+            raise CopyError(f"the target's image {record.image_id} is another upload of these bytes")
+        if there is not None and there != record:  # an earlier copy, of what was known then
+            target.delete(record.image_id)
+        target.add(record, max_pending=_UNLIMITED)
+        if target.find(record.image_id) != record:
+            raise CopyError(f"image {record.image_id} came out otherwise")
+        yield record
+
+
+def copy_bytes(records: Iterator[ImageRecord], source: ImageStore, target: ImageStore) -> Iterator[ImageRecord]:
+    """Copies the bytes that these rows name, and yields each row once they are in the target, read back and compared.
+
+    What was deleted from the source meanwhile is passed over.
+
+    Raises:
+        CopyError: The source's bytes are damaged, or the target's came out otherwise.
+    """
+    there = set(target.keys_older_than(0))
+    for record in records:
+        if record.storage_key not in there:
+            try:
+                image_bytes = source.load(record.storage_key)
+            except NotFoundError:
+                continue
+            _require_intact(record, image_bytes, "source")
+            target.save(record.storage_key, image_bytes, record.media_type)
+        _require_intact(record, target.load(record.storage_key), "target")
+        yield record
+
+
+def check(database: Database, store: ImageStore, grace_s: float, *, reads_bytes: bool) -> Iterator[Findings]:
+    """Compares rows and bytes both ways; yields the same findings after each row, and with orphans at the end.
+
+    Args:
+        grace_s: Age from which bytes without a row are orphans.
+        reads_bytes: Whether all bytes are read and compared with their hashes.
+    """
+    findings = Findings()
+    keys, old_keys = set(store.keys_older_than(0)), set(store.keys_older_than(grace_s))
+    for record in database.walk():
+        findings.rows += 1
+        if record.storage_key not in keys and _is_lost(database, store, record):
+            findings.lost.append(record)
+        elif reads_bytes and not _is_intact(store, record):
+            findings.damaged.append(record)
+        old_keys.discard(record.storage_key)
+        yield findings
+    # Asked again: a row may have come since its part of the table was read.
+    findings.orphans = sorted(old_keys - database.named_keys(sorted(old_keys)))
+    yield findings
+
+
+def fix(book: RecordBook, store: ImageStore, findings: Findings) -> None:
+    """Removes rows whose bytes are lost or damaged, and bytes that no row names.
+
+    Raises:
+        CopyError: More than half of the rows would go: then it is the store's address that is wrong.
+    """
+    broken = [*findings.lost, *findings.damaged]
+    if len(broken) > findings.rows / 2:
+        raise CopyError(f"{len(broken)} of {findings.rows} images have no bytes: is this the right store?")
+    for record in broken:
+        book.delete(record.image_id)
+    for key in findings.orphans:
+        store.delete(key)
+
+
+def _is_lost(database: Database, store: ImageStore, record: ImageRecord) -> bool:
+    """Whether it still is: it may have come, or gone, since the store was listed."""
+    try:
+        store.load(record.storage_key)
+    except NotFoundError:
+        return database.find(record.image_id) == record
+    return False
+
+
+def _is_intact(store: ImageStore, record: ImageRecord) -> bool:
+    try:
+        return image_id_of(store.load(record.storage_key)) == sha256_of(record.storage_key)
+    except NotFoundError:
+        return True  # deleted meanwhile
+
+
+def _require_intact(record: ImageRecord, image_bytes: bytes, whose: str) -> None:
+    if image_id_of(image_bytes) != sha256_of(record.storage_key):
+        raise CopyError(f"the {whose}'s bytes of image {record.image_id} are damaged")

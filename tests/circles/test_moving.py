@@ -1,0 +1,205 @@
+"""Copying, backing up, checking and purging: complete, compared, and safe to interrupt."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from circles.errors import NotFoundError
+from circles.storage import moving
+from circles.storage.database import Database, ImageRecord
+from circles.storage.images import ImageStore, open_image_store
+from circles.storage.lock import DataFolderLock
+from circles.storage.moving import CopyError, Findings
+from circles.storage.records import RecordBook, image_id_of
+from tests.records import HEADER, add, found
+from tests.worlds import NAMES, Place, World
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Iterator[Place]:
+    """SQLite and a folder."""
+    place = World("local").new_place(tmp_path / "local")
+    yield place
+    place.close()
+
+
+@pytest.fixture
+def place(world: World, tmp_path: Path) -> Iterator[Place]:
+    """Any combination."""
+    place = world.new_place(tmp_path / "elsewhere")
+    yield place
+    place.close()
+
+
+def fill(book: RecordBook, count: int) -> list[ImageRecord]:
+    """Images of every kind."""
+    records = [
+        add(book, f"bytes {number}".encode(), found(0.9, 0.5) if number % 3 else None)[0] for number in range(count)
+    ]
+    if records:
+        book.fail(records[0], "too dark")
+    return [book.get(record.image_id) for record in records]
+
+
+def databases(*places: Place) -> list[Database]:
+    return [place.open_book()._database for place in places]
+
+
+def stores(*places: Place) -> list[ImageStore]:
+    return [open_image_store(place.storage_url) for place in places]
+
+
+def variables(place: Place) -> dict[str, str]:
+    return {**os.environ, "DATABASE_URL": place.database_url, "STORAGE_URL": place.storage_url, "COLUMNS": "200"}
+
+
+def run(place: Place, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "circles.storage", *arguments]
+    return subprocess.run(command, env=variables(place), capture_output=True, text=True, check=False, timeout=100)
+
+
+def test_copies_are_complete_and_serve_like_the_source(local: Place, place: Place) -> None:
+    records = fill(local.open_book(max_pending=100), 12)
+    source, target = databases(local, place)
+    assert len(list(moving.copy_rows(source, target))) == 12
+    assert len(list(moving.copy_bytes(target.walk(), *stores(local, place)))) == 12
+    copy = place.open_book()
+    for number, record in enumerate(records):
+        assert copy.get(record.image_id) == record
+        assert copy.load(record) == f"bytes {number}".encode()
+    assert place.stored_keys() == local.stored_keys()
+    # Again: what is there stays, what changed since is brought over.
+    local.open_book().finish(records[3], found(0.7))
+    assert len(list(moving.copy_rows(source, target))) == 12
+    assert [each.detection.score for each in copy.get(records[3].image_id).objects] == [0.7]
+
+
+def test_another_upload_in_the_target_is_left_alone(local: Place, place: Place) -> None:
+    add(local.open_book(), b"bytes", found(0.9))
+    theirs, _ = add(place.open_book(), b"bytes", found(0.8))
+    with pytest.raises(CopyError, match="another upload"):
+        list(moving.copy_rows(*databases(local, place)))
+    assert place.open_book().get(theirs.image_id) == theirs
+
+
+def test_damaged_bytes_are_not_copied(local: Place, place: Place) -> None:
+    record, _ = add(local.open_book(), b"bytes")
+    source, target = stores(local, place)
+    _replace(source, record, b"other")
+    with pytest.raises(CopyError, match=r"the source's bytes .* are damaged"):
+        list(moving.copy_bytes(iter([record]), source, target))
+    _replace(source, record, b"bytes")
+    target.save(record.storage_key, b"half", HEADER.media_type)
+    with pytest.raises(CopyError, match=r"the target's bytes .* are damaged"):
+        list(moving.copy_bytes(iter([record]), source, target))
+
+
+def _replace(store: ImageStore, record: ImageRecord, image_bytes: bytes) -> None:
+    store.delete(record.storage_key)
+    store.save(record.storage_key, image_bytes, HEADER.media_type)
+
+
+@pytest.mark.parametrize("world", NAMES[1:2], indirect=True)
+def test_copy_that_is_interrupted_again_and_again_ends_complete(local: Place, place: Place) -> None:
+    """By Ctrl-C and by SIGKILL in turn."""
+    fill(local.open_book(max_pending=1000), 300)
+    interrupted = 0
+    for source, target in ((local.database_url, place.database_url), (local.storage_url, place.storage_url)):
+        arguments = ["copy", "--from", source, "--to", target]
+        for number in range(4):
+            command = [sys.executable, "-m", "circles.storage", *arguments]
+            with subprocess.Popen(command, env=variables(local), stderr=subprocess.DEVNULL) as process:
+                time.sleep(1.4 + 0.2 * number)
+                process.send_signal(signal.SIGKILL if number % 2 else signal.SIGINT)
+                interrupted += process.wait(30) != 0
+        finished = run(local, *arguments)
+        assert "300 images copied and compared" in finished.stdout, finished.stderr
+    assert interrupted >= 4
+    assert run(place, "check", "--deep").returncode == 0
+    assert place.stored_keys() == local.stored_keys()
+    assert {record.image_id for record in place.open_book()._database.walk()} == {
+        record.image_id for record in local.open_book()._database.walk()
+    }
+
+
+def test_backup_brings_everything_back(place: Place, tmp_path: Path, world: World) -> None:
+    records = fill(place.open_book(max_pending=100), 8)
+    backup = tmp_path / "backup"
+    assert "8 images in" in run(place, "backup", "--to", str(backup)).stdout
+    assert {path.name for path in backup.iterdir()} >= {"db.sqlite3", "images"}
+    empty = world.new_place(tmp_path / "empty")
+    restored = run(empty, "restore", "--from", str(backup))
+    assert "8 images restored" in restored.stdout, restored.stderr
+    book = empty.open_book()
+    for number, record in enumerate(records):
+        assert book.get(record.image_id) == record
+        assert book.load(record) == f"bytes {number}".encode()
+    empty.close()
+
+
+def test_check_finds_and_fix_removes_what_does_not_agree(place: Place) -> None:
+    book = place.open_book(max_pending=100)
+    records = fill(book, 8)
+    (database,), (store,) = databases(place), stores(place)
+    assert last(moving.check(database, store, 0, reads_bytes=True)).is_well
+    store.delete(records[1].storage_key)
+    _replace(store, records[2], b"other")
+    orphan = book.stage(image_id_of(b"orphan"), b"orphan", HEADER.media_type)
+
+    shallow = last(moving.check(database, store, -3600, reads_bytes=False))
+    assert (shallow.lost, shallow.damaged, shallow.orphans, shallow.rows) == ([records[1]], [], [orphan], 8)
+    young = last(moving.check(database, store, 3600, reads_bytes=True))
+    assert (young.lost, young.damaged, young.orphans) == ([records[1]], [records[2]], [])
+
+    moving.fix(book, store, last(moving.check(database, store, -3600, reads_bytes=True)))
+    assert last(moving.check(database, store, -3600, reads_bytes=True)).is_well
+    assert database.count() == 6
+    assert orphan not in place.stored_keys()
+
+
+def last(steps: Iterator[Findings]) -> Findings:
+    *_, findings = steps
+    return findings
+
+
+def test_fix_does_not_believe_in_a_store_that_has_next_to_nothing(place: Place) -> None:
+    book = place.open_book(max_pending=100)
+    (database,), (store,) = databases(place), stores(place)
+    for record in fill(book, 4)[:3]:
+        store.delete(record.storage_key)
+    with pytest.raises(CopyError, match=r"3 of 4 images .* is this the right store"):
+        moving.fix(book, store, last(moving.check(database, store, 0, reads_bytes=False)))
+    assert database.count() == 4
+
+
+def test_purge_removes_old_images_with_their_bytes(place: Place) -> None:
+    book = place.open_book(max_pending=100)
+    records = fill(book, 5)
+    assert list(book.purge(3600)) == []
+    assert set(book.purge(-60)) == {record.image_id for record in records}
+    assert place.stored_keys() == set()
+    with pytest.raises(NotFoundError):
+        book.get(records[0].image_id)
+
+
+def test_commands_tell_what_is_wrong_in_a_sentence(local: Place, tmp_path: Path) -> None:
+    record, _ = add(local.open_book(), b"bytes", found(0.9))
+    add(local.open_book(), b"more bytes", found(0.9))
+    add(local.open_book(), b"still more bytes", found(0.9))
+    stores(local)[0].delete(record.storage_key)
+    checked = run(local, "check")
+    assert (checked.returncode, f"image {record.image_id}: its bytes are gone" in checked.stdout) == (1, True)
+    mixed = run(local, "copy", "--from", local.database_url, "--to", local.storage_url)
+    assert "one of them is a database and the other one a store" in mixed.stderr
+    lock = DataFolderLock(tmp_path / "local" / "data", holder="a service")
+    assert "in use by" in run(local, "check", "--fix").stderr
+    lock.release()
+    assert run(local, "check", "--fix").returncode == 0
+    assert "2 images" in run(local, "check").stdout
+    assert "2 images removed" in run(local, "purge", "--older-than", "0").stdout
