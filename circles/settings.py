@@ -45,6 +45,7 @@ def _check_storage_url(url: str) -> str:
 
 def _check_model_server_url(url: str) -> str:
     parts = urlsplit(url)
+    _ = parts.port  # raises ValueError where it is none
     is_base = parts.scheme in ("http", "https") and parts.hostname and not parts.query and not parts.fragment
     if not is_base or parts.username:
         raise ValueError("not the base URL of a server, as in http://127.0.0.1:9090")
@@ -55,7 +56,12 @@ class Settings(BaseSettings):
     """What the service may be told; the description of each field is its documentation."""
 
     model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", env_ignore_empty=True, use_attribute_docstrings=True, protected_namespaces=()
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,
+        env_ignore_empty=True,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
     )
 
     mode: Literal["real", "dummy"] = "real"
@@ -106,7 +112,7 @@ class Settings(BaseSettings):
     content_delivery: Literal["stream", "redirect"] = "stream"
     """How uploaded bytes are given back: through the service, or by a redirection to a signed address of the bucket."""
 
-    signed_url_s: int = Field(default=300, ge=1)
+    signed_url_s: int = Field(default=300, ge=1, le=604_800)
     """Seconds for which such an address works."""
 
     max_upload_bytes: int = Field(default=25 * 2**20, ge=1)
@@ -180,10 +186,15 @@ class Settings(BaseSettings):
                 f"ingress_replicas is {self.ingress_replicas}, but a folder is of one node: "
                 "give a bucket as storage_url"
             )
-        if self.orphan_grace_s < _LEAST_SHARED_GRACE_S:
+        return self
+
+    @model_validator(mode="after")
+    def _check_grace(self) -> Self:
+        # A bucket has no lock: another replica, or the one that is being replaced, may be uploading to it.
+        if not is_local(self.storage_url) and self.orphan_grace_s < _LEAST_SHARED_GRACE_S:
             raise ValueError(
-                f"orphan_grace_s is {self.orphan_grace_s:g}, but another replica's upload may be younger than its row: "
-                f"{_LEAST_SHARED_GRACE_S:g} at least"
+                f"orphan_grace_s is {self.orphan_grace_s:g}, but in a bucket another replica's upload may be "
+                f"younger than its row: {_LEAST_SHARED_GRACE_S:g} at least"
             )
         return self
 

@@ -9,13 +9,14 @@ from circles.errors import TooManyUploadsError
 class Slot:
     """The right to work on one picture, until it is released or its context is left."""
 
-    def __init__(self, admission: "Admission") -> None:
+    def __init__(self, admission: "Admission", weight: int) -> None:
         self._admission: Admission | None = admission
+        self._weight = weight
 
     def release(self) -> None:
         """Gives the right back; harmless when it was given back before."""
         if self._admission is not None:
-            self._admission._in_flight -= 1  # noqa: SLF001 - the two are one
+            self._admission._in_flight -= self._weight  # noqa: SLF001 - the two are one
             self._admission = None
 
     def __enter__(self) -> Self:
@@ -34,13 +35,18 @@ class Admission:
         self._max_in_flight = max_in_flight
         self._in_flight = 0
 
-    def enter(self) -> Slot:
+    def enter(self, weight: int = 1) -> Slot:
         """A slot, at once; the caller releases it.
+
+        Args:
+            weight: How many pictures of the largest size the work may hold in memory; more than there is room for in
+                all is taken as all.
 
         Raises:
             TooManyUploadsError: All are taken.
         """
-        if self._in_flight >= self._max_in_flight:
+        weight = min(weight, self._max_in_flight)
+        if self._in_flight + weight > self._max_in_flight:
             raise TooManyUploadsError(f"{self._max_in_flight} pictures are being worked on already")
-        self._in_flight += 1
-        return Slot(self)
+        self._in_flight += weight
+        return Slot(self, weight)

@@ -6,6 +6,7 @@ from circles.settings import Settings
 from deployments.inference.requests import InferenceRequest
 from deployments.inference.served_model import detect_all
 from deployments.inference.v2_rest import BINARY_EXTENSION
+from deployments.readiness import Readiness
 from deployments.services import Services
 
 
@@ -17,6 +18,8 @@ class ApplicationModel:
         self.settings: Settings = services.settings
         self.extensions = [BINARY_EXTENSION]
         self.admission = services.admission
+        # Of its own: what stores nothing does not wait for the database and the disk.
+        self._readiness = Readiness({"detector": services.detector.state})
         # What an endpoint elsewhere is made of, only its answers tell.
         is_known = self.settings.model_server_url is None or self.settings.mode == "dummy"
         self.versions = [detector_info(self.settings.loaded_detector).version] if is_known else []
@@ -26,8 +29,8 @@ class ApplicationModel:
         return self._services.min_score
 
     async def is_ready(self) -> bool:
-        _, states = await self._services.readiness.states()
-        return states["detector"] in ("ok", "asleep")
+        is_ready, _ = await self._readiness.states()
+        return is_ready
 
     async def infer(self, request: InferenceRequest) -> list[ImageDetections]:
         return await detect_all(self._services.detector, request.images, self.admission, self.settings)

@@ -10,7 +10,6 @@ import typer
 import uvicorn
 
 from circles.detection import ImageDetections
-from circles.detectors import detector_info
 from circles.detectors.encoded import open_detector
 from circles.errors import DetectorUnavailableError, WeightsError
 from circles.settings import Settings
@@ -20,6 +19,8 @@ from deployments.inference.requests import InferenceRequest
 from deployments.inference.served_model import detect_all
 from deployments.inference.v2_rest import BINARY_EXTENSION
 from deployments.model_server import create_model_server
+
+logger = logging.getLogger(__name__)
 
 REPOSITORY_EXTENSION = "model_repository"
 
@@ -34,7 +35,7 @@ class CircleModel(kserve.Model):  # type: ignore[misc]  # the package is not typ
         """Does not load it."""
         super().__init__(settings.model_name)
         self.settings = settings
-        self.versions = [detector_info(settings.loaded_detector).version]
+        self.versions: list[str] = []
         self.extensions = [BINARY_EXTENSION, REPOSITORY_EXTENSION]
         self.min_score = settings.default_min_score
         self.admission = Admission(settings.max_in_flight)
@@ -46,7 +47,9 @@ class CircleModel(kserve.Model):  # type: ignore[misc]  # the package is not typ
         Raises:
             WeightsError: The weights are absent or damaged.
         """
-        self._detector = InProcessDetector(open_detector(self.settings), self.settings.detector_batch_size)
+        detector = open_detector(self.settings)
+        self.versions = [detector.info.version]
+        self._detector = InProcessDetector(detector, self.settings.detector_batch_size)
         self.ready = True
         return True
 
@@ -57,10 +60,11 @@ class CircleModel(kserve.Model):  # type: ignore[misc]  # the package is not typ
             await anyio.to_thread.run_sync(self.load)
 
     async def unload_model(self) -> None:
-        self.ready = False
-        detector, self._detector = self._detector, None
-        if detector is not None:
-            await detector.close()
+        async with self._loading:
+            self.ready = False
+            detector, self._detector = self._detector, None
+            if detector is not None:
+                await detector.close()
 
     async def is_ready(self) -> bool:
         return bool(await self.healthy())
@@ -85,10 +89,15 @@ def main(
     grpc_port: Annotated[int, typer.Option("--grpc_port", help="Port of gRPC.")] = 9091,
     model_name: Annotated[str | None, typer.Option("--model_name", help="Instead of MODEL_NAME.")] = None,
 ) -> None:
-    """Serve the detector by the V1 and V2 inference protocols. Everything else is told by the environment variables
-    that the service reads, too."""
+    """Serve the detector by the V1 and V2 inference protocols.
+
+    Everything else is told by the environment variables that the service reads, too; but for API_KEYS: who may ask is
+    the business of the gateway in front.
+    """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     settings = Settings() if model_name is None else Settings(model_name=model_name)
+    if settings.api_key_list:
+        logger.warning("API_KEYS is not heeded here: anybody who reaches this server may use it, and unload its model")
     model = CircleModel(settings)
     try:
         model.load()

@@ -17,9 +17,10 @@ import circles
 from deployments.api_keys import ApiKeys
 from deployments.inference.served_model import ServedModel, require_named
 from deployments.inference.v2_grpc import InferenceServicer, Repository, add_inference_servicer
-from deployments.middleware import RequestIdMiddleware
+from deployments.middleware import InternalErrorMiddleware, RequestIdMiddleware
 from deployments.routes import inference
 
+_GRPC_GRACE_S = 5.0  # after REST has had its own
 # Calls beside those that detect: health and the like.
 _HEADROOM = 64
 
@@ -40,7 +41,11 @@ def create_model_server(model: LoadableModel, grpc_address: str) -> FastAPI:
         max_bytes = model.settings.max_inference_bytes
         server = grpc.aio.server(
             maximum_concurrent_rpcs=model.settings.max_in_flight + _HEADROOM,
-            options=[("grpc.max_receive_message_length", max_bytes), ("grpc.max_send_message_length", max_bytes)],
+            options=[
+                ("grpc.max_receive_message_length", max_bytes),
+                ("grpc.max_send_message_length", max_bytes),
+                ("grpc.so_reuseport", 0),  # or a second server on this port would answer half of the calls
+            ],
         )
         add_inference_servicer(InferenceServicer(model, ApiKeys([]), model), server)
         server.add_insecure_port(grpc_address)
@@ -48,7 +53,7 @@ def create_model_server(model: LoadableModel, grpc_address: str) -> FastAPI:
         try:
             yield
         finally:
-            await server.stop(grace=model.settings.drain_timeout_s)
+            await server.stop(grace=_GRPC_GRACE_S)
             await model.unload_model()
 
     app = FastAPI(
@@ -63,6 +68,8 @@ def create_model_server(model: LoadableModel, grpc_address: str) -> FastAPI:
     app.include_router(_repository_router(model))
     app.include_router(_server_router)
     app.add_exception_handler(HTTPException, _on_http_exception)
+    # The one added last meets a request first.
+    app.add_middleware(InternalErrorMiddleware)
     app.add_middleware(RequestIdMiddleware, is_behind_serve=False)
     return app
 

@@ -35,11 +35,13 @@ _ANSWERS: dict[type[errors.CirclesError], _Answer] = {
     errors.InferenceInputError: _Answer(400, "Bad inference request"),
     errors.NotFoundError: _Answer(404, "Not found"),
     errors.DetectionFailedError: _Answer(500, "Detection failed"),
+    errors.WeightsError: _Answer(500, "Weights unusable"),
     errors.TooManyUploadsError: _Answer(429, "Too many uploads", retry_after_s=1),
     errors.BacklogFullError: _Answer(429, "Backlog full", retry_after_s=10),
     errors.DetectorUnavailableError: _Answer(503, "Detector unavailable", retry_after_s=5),
     errors.DatabaseUnavailableError: _Answer(503, "Database unavailable", retry_after_s=5),
     errors.StorageUnavailableError: _Answer(503, "Storage unavailable", retry_after_s=5),
+    errors.UnavailableError: _Answer(503, "Unavailable", retry_after_s=5),
     errors.StorageFullError: _Answer(507, "Storage full"),
 }
 

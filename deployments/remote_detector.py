@@ -24,10 +24,12 @@ logger = logging.getLogger("ray.serve")
 _TRIES = 3
 _CONNECT_TIMEOUT_S = 5.0
 _PROBE_TIMEOUT_S = 2.0
-# Refusals that say nothing about the picture, and pass.
-_PASSING_STATUSES = frozenset({429, 502, 503, 504})
-# Refusals that say that the endpoint, or what is in front of it, is not set up as the settings have it.
-_SETUP_STATUSES = frozenset({401, 403, 404, 405, 407, 501})
+_LONGEST_PAUSE_S = 1.0  # between two tries; whoever wants a longer one finds the picture pending
+_MAX_ANSWER_BYTES = 16 * 2**20  # a thousand objects are some 200 kB
+# Refusals that may speak of the picture. All others speak of the endpoint, or of what is in front of it.
+_PICTURE_STATUSES = frozenset({400, 413, 422, 500})
+# Refusals that say that another protocol is spoken there now.
+_PROTOCOL_STATUSES = frozenset({404, 405, 415, 501})
 
 _Protocol = Literal["V2 binary", "V1"]
 _Found = tuple[list[Detection], str]  # and the version of the model
@@ -49,6 +51,7 @@ class RemoteDetector:
         self._model_url = f"{self._url}/v{{version}}/models/{settings.model_name}"
         self._settings = settings
         self._protocol: _Protocol | None = None
+        self._negotiating = asyncio.Lock()
         self._client = httpx2.AsyncClient(
             timeout=httpx2.Timeout(settings.model_server_timeout_s, connect=_CONNECT_TIMEOUT_S),
             # As many as there may be uploads in work: nobody waits for a connection.
@@ -65,7 +68,7 @@ class RemoteDetector:
         except TimeoutError as error:
             raise self._unavailable(f"did not answer within {settings.model_server_timeout_s:g} s") from error
         except httpx2.HTTPStatusError as error:
-            await self._refused(error.response, image_bytes)
+            await self._refused(error, image_bytes)
         except httpx2.HTTPError as error:
             raise self._unavailable(f"did not answer: {type(error).__name__}") from error
         except InferenceInputError as error:
@@ -100,61 +103,74 @@ class RemoteDetector:
             wait_jitter=0.3,
         ):
             with attempt:
-                if self._protocol is None:
-                    self._protocol = await self._negotiate()
-                    logger.info("the model server at %s is spoken to in %s", self._url, self._protocol)
-                ask = self._ask_v2 if self._protocol == "V2 binary" else self._ask_v1
+                ask = self._ask_v2 if await self._known_protocol() == "V2 binary" else self._ask_v1
                 try:
                     return await ask(image_bytes)
-                except httpx2.HTTPError:
-                    # Whoever answers next may be another version of the server.
-                    self._protocol = None
+                except httpx2.HTTPError as error:
+                    status = error.response.status_code if isinstance(error, httpx2.HTTPStatusError) else None
+                    if status is None or status in _PROTOCOL_STATUSES:
+                        # Whoever answers next may be another version of the server.
+                        self._protocol = None
                     raise
         raise AssertionError("the last try either returns or raises")
 
+    async def _known_protocol(self) -> _Protocol:
+        async with self._negotiating:
+            if self._protocol is None:
+                self._protocol = await self._negotiate()
+                logger.info("the model server at %s is spoken to in %s", self._url, self._protocol)
+            return self._protocol
+
     async def _negotiate(self) -> _Protocol:
         """V2 where the server reads raw bytes and the model has our tensors."""
-        server = await self._client.get(f"{self._url}/v2")
-        if server.status_code in _PASSING_STATUSES:
-            server.raise_for_status()
-        model = await self._client.get(self._model_url.format(version=2))
+        answers = [await self._client.get(f"{self._url}/v2"), await self._client.get(self._model_url.format(version=2))]
+        for answer in answers:
+            if _is_passing(answer.status_code):
+                answer.raise_for_status()
         try:
-            extensions = server.json()["extensions"]
-            inputs, outputs = ({tensor["name"] for tensor in model.json()[key]} for key in ("inputs", "outputs"))
-        except (ValueError, KeyError, TypeError):
+            server, model = (answer.json() for answer in answers)
+            has_binary = v2_rest.BINARY_EXTENSION in server["extensions"]
+            inputs, outputs = ({tensor["name"] for tensor in model[key]} for key in ("inputs", "outputs"))
+        except (ValueError, KeyError, TypeError, RecursionError):
             return "V1"
-        is_ours = inputs == {INPUT_NAME} and outputs >= {*TENSORS}
-        return "V2 binary" if is_ours and v2_rest.BINARY_EXTENSION in extensions else "V1"
+        return "V2 binary" if has_binary and inputs == {INPUT_NAME} and outputs >= {*TENSORS} else "V1"
 
     async def _ask_v2(self, image_bytes: bytes) -> _Found:
-        body, header_length = v2_rest.write_request([image_bytes], {"min_score": self._settings.store_min_score})
-        response = await self._client.post(
-            f"{self._model_url.format(version=2)}/infer",
-            content=body,
-            headers={"Content-Type": v2_rest.BINARY_MEDIA_TYPE, v2_rest.HEADER_LENGTH: str(header_length)},
-        )
-        response.raise_for_status()
-        tensors, version = v2_rest.read_response(response.content, response.headers.get(v2_rest.HEADER_LENGTH))
+        parameters = {"min_score": self._settings.store_min_score}
+        body, length = await anyio.to_thread.run_sync(v2_rest.write_request, [image_bytes], parameters)
+        headers = {"Content-Type": v2_rest.BINARY_MEDIA_TYPE, v2_rest.HEADER_LENGTH: str(length)}
+        content, answered = await self._post(f"{self._model_url.format(version=2)}/infer", body, headers)
+        tensors, version = v2_rest.read_response(content, answered.get(v2_rest.HEADER_LENGTH))
         return detections_of_tensors(tensors), version
 
     async def _ask_v1(self, image_bytes: bytes) -> _Found:
         body = await anyio.to_thread.run_sync(
             v1.write_request, [image_bytes], {"min_score": self._settings.store_min_score}
         )
-        response = await self._client.post(
-            f"{self._model_url.format(version=1)}:predict", content=body, headers={"Content-Type": "application/json"}
-        )
-        response.raise_for_status()
-        return detections_of_v1(response.content), "unknown"
+        headers = {"Content-Type": "application/json"}
+        content, _ = await self._post(f"{self._model_url.format(version=1)}:predict", body, headers)
+        return detections_of_v1(content), "unknown"
 
-    async def _refused(self, response: httpx2.Response, image_bytes: bytes) -> NoReturn:
+    async def _post(self, url: str, body: bytes, headers: dict[str, str]) -> tuple[bytes, httpx2.Headers]:
+        """The body of an answer that is neither a refusal nor of unreasonable size, and its headers."""
+        async with self._client.stream("POST", url, content=body, headers=headers) as response:
+            content = b""
+            async for chunk in response.aiter_bytes():
+                content += chunk
+                if len(content) > _MAX_ANSWER_BYTES:
+                    raise InferenceInputError(f"more than {_MAX_ANSWER_BYTES} bytes")
+        if not response.is_success:
+            message = f"{response.status_code}: {content[:200].decode(errors='replace')}"
+            raise httpx2.HTTPStatusError(message, request=response.request, response=response)
+        return content, response.headers
+
+    async def _refused(self, error: httpx2.HTTPStatusError, image_bytes: bytes) -> NoReturn:
         """Raises what it means: the endpoint is away, the picture is broken, or the detector stumbled over it."""
-        status = response.status_code
-        if status in _PASSING_STATUSES | _SETUP_STATUSES:
-            raise self._unavailable(f"refused with {status}: {response.text[:200]}")
+        if error.response.status_code not in _PICTURE_STATUSES:
+            raise self._unavailable(f"refused with {error}") from error
         # An endpoint has no common word for a broken picture: whether it is one shows here.
         await anyio.to_thread.run_sync(decode_image, image_bytes, self._settings.max_image_pixels)
-        raise DetectionFailedError(f"the model server refused this picture with {status}: {response.text[:200]}")
+        raise DetectionFailedError(f"the model server refused this picture with {error}") from error
 
     def _unavailable(self, what: str) -> DetectorUnavailableError:
         return DetectorUnavailableError(f"the model server at {self._url} {what}")
@@ -163,9 +179,13 @@ class RemoteDetector:
 def _backoff(error: Exception) -> bool | float:
     """Whether another try may help, or after how many seconds the server wants it."""
     if isinstance(error, httpx2.HTTPStatusError):
-        status = error.response.status_code
         retry_after = error.response.headers.get("Retry-After", "")
-        if status in _PASSING_STATUSES and retry_after.isdecimal():
-            return float(retry_after)
-        return status in _PASSING_STATUSES or status >= 500
+        if retry_after.isdecimal():
+            return float(retry_after) if float(retry_after) <= _LONGEST_PAUSE_S else False
+        return _is_passing(error.response.status_code)
     return isinstance(error, httpx2.TransportError)
+
+
+def _is_passing(status: int) -> bool:
+    """Whether the same request may be answered a little later."""
+    return status == httpx2.codes.TOO_MANY_REQUESTS or status >= httpx2.codes.INTERNAL_SERVER_ERROR

@@ -191,7 +191,8 @@ def _start(service: LocalService, variables: dict[str, str], ports: Ports) -> No
         _fail(error)
     except CirclesError as error:
         _fail(error.detail)
-    elsewhere = f", detecting at {settings.model_server_url}" if settings.model_server_url else ""
+    is_elsewhere = settings.mode == "real" and settings.model_server_url is not None
+    elsewhere = f", detecting at {settings.model_server_url}" if is_elsewhere else ""
     console.print(f"starting the application in {settings.mode} mode{elsewhere}, log in {service.log_path}")
     try:
         service.start(variables, ports)

@@ -99,13 +99,14 @@ class LocalService(LocalProcess):
         url = f"http://127.0.0.1:{ports.http}"
         try:
             self.wait_until_ready(f"{url}/ready", self._failure)
+            mode = variables.get("MODE", "real")
             state = RunningService(
                 pid=self.pid,
                 url=url,
                 grpc_address=f"127.0.0.1:{ports.grpc}",
                 dashboard_url=self._dashboard_url(),
-                mode=variables.get("MODE", "real"),
-                model_server_url=variables.get("MODEL_SERVER_URL") or None,
+                mode=mode,
+                model_server_url=(mode == "real" and variables.get("MODEL_SERVER_URL")) or None,
             )
             self._state_path.write_text(json.dumps(asdict(state)), encoding="utf-8")
         except BaseException:

@@ -11,7 +11,6 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from operator import eq
 from pathlib import Path
 
 import psutil
@@ -56,7 +55,7 @@ class LocalProcess:
 
     def processes(self) -> list[psutil.Process]:
         """All processes that descend from a start, oldest first."""
-        return _marked_processes(lambda mark: mark == self._mark)
+        return _processes_with(self._mark)
 
     def stop(self) -> int:
         """Ends all processes, gracefully first; how many there were."""
@@ -135,8 +134,8 @@ def free_port() -> int:
 
 def stop_all() -> int:
     """Ends whatever was started from this checkout, under any name; how many processes that were."""
-    marks = {process.environ()[MARK] for process in _marked_processes(lambda mark: mark.startswith(f"{ROOT}:"))}
-    return sum(stop_processes(partial(_marked_processes, partial(eq, mark))) for mark in sorted(marks))
+    marks = {mark for mark, _ in _marked() if mark.startswith(f"{ROOT}:")}
+    return sum(stop_processes(partial(_processes_with, mark)) for mark in sorted(marks))
 
 
 def stop_processes(find: Callable[[], list[psutil.Process]]) -> int:
@@ -171,15 +170,17 @@ def check_port_is_free(port: int) -> None:
             raise LocalServiceError(f"port {port} is taken by {_describe(connection.pid)}")
 
 
-def _marked_processes(is_ours: Callable[[str], bool]) -> list[psutil.Process]:
-    return sorted(_iterate_marked(is_ours), key=lambda process: process.create_time())
+def _processes_with(mark: str) -> list[psutil.Process]:
+    return sorted((process for its, process in _marked() if its == mark), key=lambda process: process.create_time())
 
 
-def _iterate_marked(is_ours: Callable[[str], bool]) -> Iterator[psutil.Process]:
+def _marked() -> Iterator[tuple[str, psutil.Process]]:
+    """All processes that carry a mark, with it."""
     for process in psutil.process_iter():
         try:
-            if is_ours(process.environ().get(MARK, "")) and process.status() != psutil.STATUS_ZOMBIE:
-                yield process
+            mark = process.environ().get(MARK, "")
+            if mark and process.status() != psutil.STATUS_ZOMBIE:
+                yield mark, process
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue  # gone meanwhile, or another user's and so not ours
 

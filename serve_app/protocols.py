@@ -51,7 +51,7 @@ Ask = Callable[[bytes], object]
 
 
 def measure(picture: bytes, rounds: int) -> list[Cost]:
-    """What the ways cost for this picture, cheapest last.
+    """What the ways cost for this picture.
 
     Args:
         rounds: How often each way is gone.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from circles.detection import ImageDetections
+from circles.detection import DetectorInfo, ImageDetections
 from circles.detectors import load_detector
 from circles.detectors.protocol import Detector
 from circles.errors import DetectionFailedError, ImageError
@@ -49,6 +49,11 @@ class EncodedDetector:
         self._detector = detector
         self._max_pixels = max_pixels
         self._min_score = min_score
+
+    @property
+    def info(self) -> DetectorInfo:
+        """Name and version of what detects."""
+        return self._detector.info
 
     def detect(self, files: Sequence[bytes]) -> list[DetectionOutcome]:
         """For every file, in order, what was found in it, or why nothing could be: never an error for all."""

@@ -125,6 +125,7 @@ def _postgresql_arguments(timeout_s: float) -> dict[str, object]:
         "keepalives_idle": 10,
         "keepalives_interval": 5,
         "keepalives_count": 2,
+        "tcp_user_timeout": 2 * milliseconds,  # also while it owes an answer, when keepalives do not fire
     }
 
 

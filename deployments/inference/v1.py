@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
+from pydantic_core import to_json
 
 from circles.detection import Detection, ImageDetections
 from circles.errors import InferenceInputError
@@ -59,7 +60,7 @@ def write_request(images: Sequence[bytes], parameters: Mapping[str, Any]) -> byt
     return json.dumps({"instances": instances, "parameters": dict(parameters)}).encode()
 
 
-def answer(request: InferenceRequest, found: Sequence[ImageDetections], min_score: float) -> dict[str, object]:
+def answer(request: InferenceRequest, found: Sequence[ImageDetections], min_score: float) -> bytes:
     """The V1 body of what was found: a list of objects for every picture, or the template's flat list.
 
     Args:
@@ -67,8 +68,8 @@ def answer(request: InferenceRequest, found: Sequence[ImageDetections], min_scor
     """
     lists = answered(request, found, min_score)
     if request.parameters.format == "template":
-        return {"predictions": [_template_object(each) for each in lists[0]]}
-    return {"predictions": [[_object(each) for each in detections] for detections in lists]}
+        return to_json({"predictions": [_template_object(each) for each in lists[0]]})
+    return to_json({"predictions": [[_object(each) for each in detections] for detections in lists]})
 
 
 def _object(detection: Detection) -> dict[str, object]:

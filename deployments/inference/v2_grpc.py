@@ -8,6 +8,7 @@ import anyio.to_thread
 import grpc
 from google.protobuf.message import Message
 
+from circles.detection import ImageDetections
 from circles.errors import CirclesError, InferenceInputError, NotFoundError, OverloadedError, UnavailableError
 from deployments.api_keys import ApiKeys
 from deployments.inference import open_inference_pb2 as messages
@@ -133,25 +134,15 @@ class InferenceServicer:
     async def _model_infer(self, request: messages.ModelInferRequest) -> Message:
         model = self._model
         require_named(model, request.model_name, request.model_version)
+        if request.ByteSize() > model.settings.max_inference_bytes:
+            raise InferenceInputError(f"more than {model.settings.max_inference_bytes} bytes are not accepted")
         await require_ready(model)
         with model.admission.enter():
             asked = await anyio.to_thread.run_sync(_read_request, request, model.settings.max_upload_bytes)
             found = await model.infer(asked)
-        tensors = output_tensors(asked, found, model.min_score)
-        names = [output.name for output in request.outputs] or list(TENSORS)
-        response = messages.ModelInferResponse(
-            model_name=model.settings.model_name, model_version=found[0].detector.version, id=request.id
-        )
-        for name in names:
-            tensor = tensors[name]
-            output = response.outputs.add(name=name, datatype=TENSORS[name][0], shape=tensor.shape)
-            if request.raw_input_contents:  # who sends raw bytes reads them too
-                response.raw_output_contents.append(tensor.tobytes())
-            elif tensor.dtype.kind == "f":
-                output.contents.fp32_contents.extend(tensor.ravel().tolist())
-            else:
-                output.contents.int64_contents.extend(tensor.ravel().tolist())
-        return response
+        answer = messages.ModelInferResponse(model_name=model.settings.model_name, id=request.id)
+        await anyio.to_thread.run_sync(_write_outputs, answer, request, asked, found, model.min_score)
+        return answer
 
     async def _load(self, request: messages.RepositoryModelLoadRequest) -> Message:
         await self._repository_of(request.model_name).load_model()
@@ -203,6 +194,26 @@ def _read_request(request: messages.ModelInferRequest, max_image_bytes: int) -> 
         images = list(tensor.contents.bytes_contents)
     check_tensor(tensor.name, tensor.datatype, tensor.shape, len(images))
     return make_request(images, _values(request.parameters), max_image_bytes)
+
+
+def _write_outputs(
+    answer: messages.ModelInferResponse,
+    request: messages.ModelInferRequest,
+    asked: InferenceRequest,
+    found: Sequence[ImageDetections],
+    min_score: float,
+) -> None:
+    answer.model_version = found[0].detector.version
+    tensors = output_tensors(asked, found, min_score)
+    for name in [output.name for output in request.outputs] or list(TENSORS):
+        tensor = tensors[name]
+        output = answer.outputs.add(name=name, datatype=TENSORS[name][0], shape=tensor.shape)
+        if request.raw_input_contents:  # who sends raw bytes reads them too
+            answer.raw_output_contents.append(tensor.tobytes())
+        elif tensor.dtype.kind == "f":
+            output.contents.fp32_contents.extend(tensor.ravel().tolist())
+        else:
+            output.contents.int64_contents.extend(tensor.ravel().tolist())
 
 
 def _values(parameters: Mapping[str, messages.InferParameter]) -> dict[str, Any]:

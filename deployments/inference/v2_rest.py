@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 import circles
+from circles.detection import ImageDetections
 from circles.errors import InferenceInputError
 from deployments.inference.requests import (
     INPUT_DATATYPE,
@@ -24,6 +25,7 @@ from deployments.inference.requests import (
     InferenceRequest,
     decode_base64,
     make_request,
+    output_tensors,
     told,
 )
 from deployments.inference.served_model import ServedModel
@@ -137,9 +139,16 @@ def write_request(images: Sequence[bytes], parameters: Mapping[str, str | bool |
 
 
 def write_response(
-    asked: RestRequest, tensors: Mapping[str, NDArray[Any]], name: str, version: str
+    asked: RestRequest, found: Sequence[ImageDetections], min_score: float, name: str
 ) -> tuple[bytes, int | None]:
-    """The body of a response, and the length of its JSON where binary tensors follow it."""
+    """The body of a response, and the length of its JSON where binary tensors follow it.
+
+    Args:
+        min_score: The threshold when the request names none.
+        name: Of the model.
+    """
+    tensors = output_tensors(asked.request, found, min_score)
+    version = found[0].detector.version
     outputs: list[dict[str, object]] = []
     parts: list[bytes] = []
     for key, is_binary in asked.outputs:
@@ -177,7 +186,7 @@ def read_response(body: bytes, header_length: str | None) -> tuple[dict[str, NDA
                 offset += size
             tensors[output["name"]] = tensor.reshape(output["shape"])
         return tensors, str(parsed.get("model_version", ""))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise InferenceInputError(f"not a response of the Open Inference Protocol: {error!r}") from error
 
 

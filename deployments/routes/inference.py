@@ -16,8 +16,9 @@ from starlette.requests import ClientDisconnect
 
 from circles.detection import ImageDetections
 from circles.errors import CirclesError
+from circles.settings import Settings
 from deployments.inference import v1, v2_rest
-from deployments.inference.requests import InferenceRequest, make_request, output_tensors
+from deployments.inference.requests import InferenceRequest, make_request
 from deployments.inference.served_model import ServedModel, require_named, require_ready
 from deployments.inference.v2_rest import BINARY_MEDIA_TYPE, HEADER_LENGTH
 from deployments.problems import RequestError, log_failure, problem_document, problem_of, request_id_of
@@ -136,14 +137,15 @@ async def predict(request: Request, model: NamedModelParameter) -> Response:
     """Detects in pictures given in base64, or in the one whose bytes are the body (`image/*`)."""
     settings = model.settings
     await require_ready(model)
-    with model.admission.enter():
+    with model.admission.enter(_weight(request, settings)):
         body = await read_body(request, settings.max_inference_bytes, settings.upload_timeout_s)
         if media_type_of(request).startswith("image/"):
             asked = make_request([body], dict(request.query_params), settings.max_upload_bytes)
         else:
             asked = await anyio.to_thread.run_sync(v1.read_request, body, settings.max_upload_bytes)
         found, headers = await _infer(model, asked)
-    return JSONResponse(v1.answer(asked, found, model.min_score), headers=headers)
+    answer = await anyio.to_thread.run_sync(v1.answer, asked, found, model.min_score)
+    return Response(answer, media_type="application/json", headers=headers)
 
 
 @router.get("/v2", tags=["inference, V2"])
@@ -197,17 +199,25 @@ async def infer(request: Request, model: NamedModelParameter) -> Response:
     """Detects in the pictures of the BYTES tensor `image`: base64 strings in JSON, or raw bytes after it."""
     settings = model.settings
     await require_ready(model)
-    with model.admission.enter():
+    with model.admission.enter(_weight(request, settings)):
         body = await read_body(request, settings.max_inference_bytes, settings.upload_timeout_s)
         asked = await anyio.to_thread.run_sync(
             v2_rest.read_request, body, request.headers.get(HEADER_LENGTH), settings.max_upload_bytes
         )
         found, headers = await _infer(model, asked.request)
-    tensors = output_tensors(asked.request, found, model.min_score)
-    content, header_length = v2_rest.write_response(asked, tensors, settings.model_name, found[0].detector.version)
+    content, header_length = await anyio.to_thread.run_sync(
+        v2_rest.write_response, asked, found, model.min_score, settings.model_name
+    )
     if header_length is None:
         return Response(content, headers=headers, media_type="application/json")
     return Response(content, headers={**headers, HEADER_LENGTH: str(header_length)}, media_type=BINARY_MEDIA_TYPE)
+
+
+def _weight(request: Request, settings: Settings) -> int:
+    """As many slots as pictures of the largest size would fit into the body."""
+    announced = request.headers.get("Content-Length", "")
+    size = int(announced) if announced.isdecimal() else settings.max_inference_bytes
+    return max(1, -(-min(size, settings.max_inference_bytes) // settings.max_upload_bytes))
 
 
 async def _infer(model: ServedModel, asked: InferenceRequest) -> tuple[list[ImageDetections], dict[str, str]]:

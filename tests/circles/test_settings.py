@@ -35,7 +35,11 @@ def test_environment_wins_over_defaults_and_arguments_over_both(monkeypatch: pyt
         ({"ingress_replicas": 2}, "SQLite has one writer"),
         ({**SHARED, "storage_url": "file:data/images", "ingress_replicas": 2}, "a folder is of one node"),
         ({**SHARED, "ingress_replicas": 2, "orphan_grace_s": 10}, "600 at least"),
+        ({**SHARED, "orphan_grace_s": 0}, "600 at least"),
+        ({**SHARED, "signed_url_s": 604_801}, "signed_url_s"),
         ({"content_delivery": "redirect"}, "a folder has no addresses"),
+        ({"model_server_url": "http://host:abc"}, "model_server_url"),
+        ({"model_server_url": "http://host:99999"}, "model_server_url"),
         ({"model_server_url": "127.0.0.1:9090"}, "not the base URL"),
         ({"model_server_url": "http://me:secret@host"}, "not the base URL"),
         ({"model_name": "a/b"}, "model_name"),
@@ -62,3 +66,9 @@ def test_min_score_is_the_detectors_own_unless_set() -> None:
 def test_settings_for_many_replicas() -> None:
     settings = Settings.model_validate({**SHARED, "ingress_replicas": 3})
     assert settings.ingress_replicas == 3
+
+
+def test_passwords_are_not_repeated_where_they_are_refused() -> None:
+    with pytest.raises(ValidationError) as refusal:
+        Settings(database_url="postgresql://me:secret@db/x")
+    assert "secret" not in str(refusal.value)

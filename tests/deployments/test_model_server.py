@@ -1,6 +1,7 @@
 """The model server: its state is the model's, and requests never keep its event loop."""
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -8,11 +9,14 @@ from typing import Any
 
 import grpc
 import httpx2
+import numpy as np
 import pytest
+from fastapi import FastAPI
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as kserve_messages
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 
-from circles.detectors.encoded import EncodedDetector
+from circles.detectors.encoded import EncodedDetector, open_detector
+from circles.errors import WeightsError
 from circles.geometry import Circle
 from circles.settings import Settings
 from deployments.async_detectors import InProcessDetector
@@ -20,7 +24,7 @@ from deployments.kserve_model import CircleModel
 from deployments.model_server import create_model_server
 from serve_app.processes import free_port
 from tests.fakes import BlockedDetector, FixedDetector
-from tests.pictures import disc_jpeg
+from tests.pictures import disc_jpeg, encode
 from tests.protocols.clients import MODEL, v1_request
 from tests.running import running_app, wait_until
 
@@ -171,3 +175,67 @@ def test_model_is_a_kserve_model() -> None:
     assert not asyncio.run(model.healthy())
     model.load()
     assert asyncio.run(model.healthy())
+
+
+def test_load_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with model_server() as (client, grpc_address):
+        client.post(UNLOAD)
+        monkeypatch.setattr("deployments.kserve_model.open_detector", _damaged)
+        refused = client.post(LOAD)
+        assert (refused.status_code, refused.json()) == (500, {"error": "told to be damaged"})
+        assert client.get("/v2/health/ready").status_code == 503
+        request = kserve_messages.RepositoryModelLoadRequest(model_name=MODEL)
+        with grpc.insecure_channel(grpc_address) as channel:
+            stub = GRPCInferenceServiceStub(channel)
+            with pytest.raises(grpc.RpcError) as refusal:
+                stub.RepositoryModelLoad(request, timeout=10)
+        assert refusal.value.code() is grpc.StatusCode.INTERNAL
+
+
+def _damaged(_: Settings) -> EncodedDetector:
+    raise WeightsError("told to be damaged")
+
+
+def test_unload_waits_for_a_load_that_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    has_begun, may_end = threading.Event(), threading.Event()
+
+    def slow(settings: Settings) -> EncodedDetector:
+        has_begun.set()
+        assert may_end.wait(10)
+        return open_detector(settings)
+
+    with model_server() as (client, _), ThreadPoolExecutor(2) as pool:
+        client.post(UNLOAD)
+        monkeypatch.setattr("deployments.kserve_model.open_detector", slow)
+        loading = pool.submit(client.post, LOAD)
+        assert has_begun.wait(10)
+        unloading = pool.submit(client.post, UNLOAD)
+        may_end.set()
+        assert (loading.result().status_code, unloading.result().status_code) == (200, 200)
+        assert client.get("/v2/health/ready").status_code == 503
+
+
+def test_port_of_grpc_is_not_shared() -> None:
+    """Another server would answer half of the calls."""
+    with model_server() as (_, grpc_address):
+        model = CircleModel(Settings(mode="dummy"))
+        app = create_model_server(model, grpc_address)
+        with pytest.raises(RuntimeError, match=grpc_address.rpartition(":")[2]):
+            asyncio.run(_start_and_stop(app))
+
+
+async def _start_and_stop(app: FastAPI) -> None:
+    async with app.router.lifespan_context(app):
+        return
+
+
+def test_large_bodies_take_the_room_of_many_pictures() -> None:
+    blocked = BlockedDetector(FOUND)
+    with model_server(blocked, max_in_flight=4, max_upload_bytes=100_000) as (client, _), ThreadPoolExecutor(1) as pool:
+        large = [encode(np.zeros((8, 8, 3), np.uint8))] * 10 + [b"\0" * 400_000]
+        asked = pool.submit(predict, client)
+        assert blocked.has_begun.wait(10)
+        refused = client.post(f"/v1/models/{MODEL}:predict", json=v1_request(large))
+        assert refused.status_code == 429
+        blocked.release()
+        assert asked.result().status_code == 200

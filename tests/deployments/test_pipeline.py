@@ -2,6 +2,7 @@
 
 import hashlib
 import socket
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -116,6 +117,25 @@ def test_health_answers_while_the_database_is_locked(tmp_path: Path) -> None:
             wait_until(lambda: api.services.admission._in_flight >= 45)
             assert api.client.get("/health", timeout=3).status_code == 200
         assert {future.result().status_code for future in uploads} <= {201, 503}
+
+
+def test_inference_that_stores_nothing_does_not_wait_for_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with service(tmp_path, GatedDetector(FixedDetector(*FOUND))) as api:
+        blocked = threading.Event()
+        monkeypatch.setattr(api.services.readiness, "_checks", {"storage": lambda: str(blocked.wait(30))})
+        with ThreadPoolExecutor(1) as pool:
+            asking = pool.submit(api.client.get, "/ready")
+            response = api.client.post(
+                "/v1/models/circle-detector:predict",
+                content=disc_jpeg(1),
+                headers={"Content-Type": "image/jpeg"},
+                timeout=3,
+            )
+            assert response.status_code == 200
+            blocked.set()
+            asking.result()
 
 
 def test_picture_over_which_the_detector_stumbles_fails_alone(tmp_path: Path) -> None:

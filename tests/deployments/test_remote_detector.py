@@ -125,7 +125,7 @@ def test_one_connection_serves_many_pictures() -> None:
     assert endpoint.predictions[0]["parameters"] == {"min_score": 0.25}
 
 
-@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504, 520])
 def test_passing_failures_are_tried_again(status: int) -> None:
     with scripted(answer(status), answer(status)) as (endpoint, url):
         assert len(detect(url, disc_jpeg(1)).detections) == 1
@@ -139,6 +139,13 @@ def test_server_says_when_to_try_again() -> None:
         assert time.monotonic() - start >= 1
 
 
+def test_nobody_sleeps_through_a_long_pause() -> None:
+    """An upload is pending instead, and asks again when nobody waits."""
+    with scripted(answer(503, Retry_After="3600")) as (endpoint, url):
+        assert isinstance(failure(url), DetectorUnavailableError)
+    assert len(endpoint.predictions) == 1
+
+
 def test_tries_come_to_an_end() -> None:
     with scripted(*[answer(503, {"error": "busy"})] * 9) as (endpoint, url):
         error = failure(url)
@@ -147,7 +154,7 @@ def test_tries_come_to_an_end() -> None:
     assert len(endpoint.predictions) == 3
 
 
-@pytest.mark.parametrize("status", [401, 403, 404])
+@pytest.mark.parametrize("status", [301, 308, 401, 403, 404, 408, 415])
 def test_endpoint_that_is_set_up_otherwise_is_no_fault_of_the_picture(status: int) -> None:
     with scripted(*[answer(status)] * 3) as (endpoint, url):
         assert isinstance(failure(url), DetectorUnavailableError)
@@ -173,6 +180,7 @@ def test_refused_picture_is_looked_at_here() -> None:
         {"predictions": [{**TEMPLATE_OBJECT, "score": 2}]},
         {"predictions": [{**TEMPLATE_OBJECT, "radius": {"radius": -1}}]},
         {"predictions": [{**TEMPLATE_OBJECT, "centroid": {"x": "NaN", "y": 1}}]},
+        {"predictions": [TEMPLATE_OBJECT] * 200_000},
     ],
 )
 def test_answers_that_are_no_detections_are_not_taken_for_some(content: Any) -> None:
