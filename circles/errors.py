@@ -17,6 +17,7 @@
         ├── DatabaseUnavailableError
         ├── DatabaseSchemaError         its tables are of another version
         ├── StorageUnavailableError
+        ├── StorageMismatchError        it has the files of another service
         ├── StorageFullError
         └── DataFolderLockedError       another service uses this data folder
 
@@ -95,6 +96,10 @@ class DatabaseSchemaError(UnavailableError):
 
 class StorageUnavailableError(UnavailableError):
     """The image store cannot be read or written."""
+
+
+class StorageMismatchError(UnavailableError):
+    """The image store has the files of a service with another database."""
 
 
 class StorageFullError(UnavailableError):

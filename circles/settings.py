@@ -107,7 +107,7 @@ class Settings(BaseSettings):
     """Where the uploaded bytes are: `file:` and a folder, or `s3://…`, `gs://…`, `az://…`, a bucket and a prefix."""
 
     storage_timeout_s: float = Field(default=10.0, gt=0)
-    """Seconds that a bucket has to answer, tries again included."""
+    """Seconds that one request to a bucket may take; one that failed is tried again for as long."""
 
     content_delivery: Literal["stream", "redirect"] = "stream"
     """How uploaded bytes are given back: through the service, or by a redirection to a signed address of the bucket."""
@@ -191,10 +191,12 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _check_grace(self) -> Self:
         # A bucket has no lock: another replica, or the one that is being replaced, may be uploading to it.
-        if not is_local(self.storage_url) and self.orphan_grace_s < _LEAST_SHARED_GRACE_S:
+        upload_s = self.detection_timeout_s + self.storage_timeout_s + self.database_timeout_s
+        least_s = max(_LEAST_SHARED_GRACE_S, 10 * upload_s)
+        if not is_local(self.storage_url) and self.orphan_grace_s < least_s:
             raise ValueError(
                 f"orphan_grace_s is {self.orphan_grace_s:g}, but in a bucket another replica's upload may be "
-                f"younger than its row: {_LEAST_SHARED_GRACE_S:g} at least"
+                f"younger than its row: {least_s:g} at least, with these timeouts"
             )
         return self
 

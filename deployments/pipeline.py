@@ -12,7 +12,7 @@ from circles.detection import ImageDetections
 from circles.errors import DetectionFailedError, DetectorUnavailableError
 from circles.imaging import read_header
 from circles.settings import Settings
-from circles.storage.database import ImageRecord
+from circles.storage.image_records import ImageRecord
 from circles.storage.records import RecordBook, image_id_of
 from deployments.async_detectors import AsyncDetector, detect_in_time
 

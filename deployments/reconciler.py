@@ -8,7 +8,7 @@ import anyio.to_thread
 
 from circles.errors import CirclesError, DetectionFailedError, ImageError, NotFoundError
 from circles.settings import Settings
-from circles.storage.database import ImageRecord
+from circles.storage.image_records import ImageRecord
 from circles.storage.records import RecordBook
 from deployments.pipeline import ImagePipeline
 
@@ -18,7 +18,7 @@ _MAX_AT_ONCE = 8
 _FIRST_RETRY_S = 1.0
 _SWEEP_PERIOD_S = 600.0
 _DAY_S = 86400.0
-_LEASE_SLACK_S = 60.0  # beyond the detection: loading the bytes, and writing down what was found
+_MOST_DOUBLINGS = 20
 _FORGET_SETBACKS_S = 3600.0
 
 
@@ -42,26 +42,37 @@ class Reconciler:
 
     async def run(self, pipeline: ImagePipeline) -> None:
         """Works until cancelled."""
-        next_sweep = time.monotonic()
+        sweeping = asyncio.create_task(self._sweep_now_and_then())
         try:
             while True:
                 self._wakeup.clear()
                 try:
                     await self._take_up(pipeline)
-                    if time.monotonic() >= next_sweep:
-                        next_sweep = time.monotonic() + _SWEEP_PERIOD_S
-                        await self._sweep()
                 except CirclesError as error:
                     logger.warning("the reconciler waits: %s", error.detail)
                 await self._rest()
         finally:
+            sweeping.cancel()
             await self._give_back()
+
+    async def _sweep_now_and_then(self) -> None:
+        """Apart from the pending pictures, which do not wait until a large store has been looked through."""
+        while True:
+            try:
+                await self._sweep()
+            except CirclesError as error:
+                logger.warning("nothing is swept away now: %s", error.detail)
+            except Exception:
+                logger.exception("the sweep stumbled")
+            await asyncio.sleep(_SWEEP_PERIOD_S)
 
     async def _take_up(self, pipeline: ImagePipeline) -> None:
         free = _MAX_AT_ONCE - len(self._in_work)
         if free <= 0:
             return
-        lease_s = self._settings.background_timeout_s + _LEASE_SLACK_S
+        settings = self._settings
+        # A detection, before and after which bytes are loaded and rows written.
+        lease_s = settings.background_timeout_s + 4 * (settings.storage_timeout_s + settings.database_timeout_s)
         for record in await anyio.to_thread.run_sync(self._book.claim_pending, free, lease_s):
             task = asyncio.create_task(self._work_on(pipeline, record))
             self._in_work[task] = record
@@ -81,7 +92,7 @@ class Reconciler:
             self._setbacks.pop(record.image_id, None)
             return
         tries = self._setbacks.get(record.image_id, (0, 0.0))[0] + 1
-        rest_s = min(_FIRST_RETRY_S * 2 ** (tries - 1), self._settings.reconcile_period_s)
+        rest_s = min(_FIRST_RETRY_S * 2 ** min(tries - 1, _MOST_DOUBLINGS), self._settings.reconcile_period_s)
         self._setbacks[record.image_id] = (tries, time.monotonic() + rest_s)
         await anyio.to_thread.run_sync(self._book.rest, [record], rest_s)
 

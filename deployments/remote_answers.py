@@ -14,6 +14,8 @@ from circles.geometry import BBox, Circle
 from circles.settings import Score
 from deployments.inference.requests import told
 
+_MAX_NAME_LENGTH = 64
+
 
 def detections_of_v1(content: bytes) -> list[Detection]:
     """One picture's objects in a V1 answer: a list in the list of predictions, or all of that list.
@@ -45,10 +47,15 @@ def detections_of_tensors(tensors: Mapping[str, NDArray[Any]]) -> list[Detection
     return [Detection(Circle(*row[4:7]), BBox(*row[:4]), row[7]) for row in rows.tolist()]
 
 
+def clean_name(text: str) -> str:
+    """A label or version as databases take it: without NUL, and not too long."""
+    return text.replace("\0", "")[:_MAX_NAME_LENGTH]
+
+
 def inside(detections: Sequence[Detection], width: int, height: int, min_score: float) -> tuple[Detection, ...]:
     """Those that keep what a detector promises: of some size, inside the picture, best first."""
     clipped = [
-        Detection(each.circle, each.bbox.clip(width, height), each.score, each.label)
+        Detection(each.circle, each.bbox.clip(width, height), each.score, clean_name(each.label))
         for each in detections
         if each.circle.radius > 0 and min_score <= each.score <= 1
     ]

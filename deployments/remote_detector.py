@@ -17,7 +17,7 @@ from circles.settings import Settings
 from deployments.async_detectors import DetectorState
 from deployments.inference import v1, v2_rest
 from deployments.inference.requests import INPUT_NAME, TENSORS
-from deployments.remote_answers import detections_of_tensors, detections_of_v1, inside
+from deployments.remote_answers import clean_name, detections_of_tensors, detections_of_v1, inside
 
 logger = logging.getLogger("ray.serve")
 
@@ -76,7 +76,7 @@ class RemoteDetector:
         return ImageDetections(
             header.width,
             header.height,
-            DetectorInfo(settings.model_name, version),
+            DetectorInfo(settings.model_name, clean_name(version)),
             inside(detections, header.width, header.height, settings.store_min_score),
         )
 

@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field
 
-from circles.storage.database import ImageRecord, ObjectRecord, Status
+from circles.storage.image_records import ImageRecord, ObjectRecord, Status
 
 
 class Centroid(BaseModel):

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,6 +82,7 @@ def open_services(settings: Settings, detector: AsyncDetector, holder: str) -> S
     Raises:
         DataFolderLockedError: Another service uses the data folder.
         DatabaseSchemaError: The tables are not those of this version.
+        StorageMismatchError: The store's files are those of another database.
         DatabaseUnavailableError, StorageUnavailableError: They cannot be opened.
     """
     with contextlib.ExitStack() as opened:
@@ -96,7 +98,9 @@ def open_services(settings: Settings, detector: AsyncDetector, holder: str) -> S
         if is_alone:
             database.end_leases()
         images = open_image_store(settings.storage_url, settings.storage_timeout_s)
-        book = RecordBook(images, database, settings.max_pending)
+        # A folder has this one user, who knows what it has staged itself.
+        max_staging_s = math.inf if is_local(settings.storage_url) else settings.orphan_grace_s / 2
+        book = RecordBook(images, database, settings.max_pending, max_staging_s)
         opened.pop_all()  # from here on they are the services' own
     reconciler = Reconciler(book, settings)
     return Services(

@@ -79,7 +79,7 @@ async def open_batch(request: Request, max_bytes: int, timeout_s: float) -> Asyn
 
 async def read_file(file: UploadFile, max_bytes: int) -> Upload:
     """One file of a form; raises as ``read_upload``."""
-    filename = file.filename[:_MAX_FILENAME_LENGTH] if file.filename else None
+    filename = file.filename.replace("\0", "")[:_MAX_FILENAME_LENGTH] if file.filename else None
     return Upload(_checked(await file.read(max_bytes + 1), max_bytes), filename)
 
 

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from circles.errors import CirclesError
 from circles.settings import Settings
-from circles.storage.engine import is_sqlite, open_engine
+from circles.storage.engine import is_sqlite
 from circles.storage.lock import DataFolderLock
 from circles.storage.schema import migrate
 from serve_app.local import LocalModelServer, LocalService, Ports
@@ -207,11 +207,7 @@ def _prepare_database(settings: Settings) -> None:
         # Asked here for a quick answer; the ingress replica takes the lock for good, and migrates.
         DataFolderLock(ROOT / settings.database_path.parent, holder="a start").release()
         return
-    engine = open_engine(settings.database_url, 1, settings.database_timeout_s)
-    try:
-        migrate(engine)
-    finally:
-        engine.dispose()
+    migrate(settings.database_url)
 
 
 def _start_model_server(server: LocalModelServer, port: int, grpc_port: int) -> str:

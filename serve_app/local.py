@@ -16,8 +16,6 @@ from dotenv import dotenv_values
 
 from serve_app.processes import ROOT, LocalProcess, LocalServiceError, check_port_is_free, free_port
 
-_REPLICA_PORTS = 16  # for ingress replicas of one service, those included that are being replaced
-
 
 @dataclass(frozen=True, slots=True)
 class Ports:
@@ -78,6 +76,7 @@ class LocalService(LocalProcess):
             check_port_is_free(port)
         self._run_folder.mkdir(parents=True, exist_ok=True)
         first_replica_port = free_port()
+        replicas = int(environment.get("INGRESS_REPLICAS") or os.environ.get("INGRESS_REPLICAS") or 1)
         variables = {
             **{key: value for key, value in dotenv_values(ROOT / "serve.env").items() if value is not None},
             **os.environ,
@@ -89,7 +88,7 @@ class LocalService(LocalProcess):
             "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(free_port()),
             # So do the replicas' gRPC servers, whatever Serve asks of them.
             "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(first_replica_port),
-            "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(first_replica_port + _REPLICA_PORTS - 1),
+            "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(first_replica_port + 3 * replicas + 8),
             **environment,
         }
         self.config_path = self._config(ports)

@@ -3,7 +3,7 @@
 from circles.detection import Detection, DetectorInfo, ImageDetections
 from circles.geometry import Circle
 from circles.imaging import ImageHeader
-from circles.storage.database import ImageRecord
+from circles.storage.image_records import ImageRecord
 from circles.storage.records import RecordBook, image_id_of
 
 HEADER = ImageHeader("image/png", 100, 80)

@@ -12,7 +12,6 @@ import sqlalchemy
 from sqlalchemy.engine import make_url
 
 from circles.storage.database import Database
-from circles.storage.engine import open_engine
 from circles.storage.images import open_image_store
 from circles.storage.records import RecordBook
 from circles.storage.schema import migrate
@@ -28,13 +27,19 @@ class Place:
 
     database_url: str
     storage_url: str
-    _opened: list[RecordBook] = field(default_factory=list, repr=False)
+    _opened: list[RecordBook | Database] = field(default_factory=list, repr=False)
 
     def open_book(self, max_pending: int = 10) -> RecordBook:
         """What is there, by connections of its own; ``close`` closes them."""
         book = RecordBook(open_image_store(self.storage_url), Database(self.database_url), max_pending)
         self._opened.append(book)
         return book
+
+    def open_database(self) -> Database:
+        """The rows alone; likewise."""
+        database = Database(self.database_url)
+        self._opened.append(database)
+        return database
 
     def close(self) -> None:
         """Closes all that was opened here."""
@@ -68,9 +73,7 @@ class World:
         if self.bucket is not None:
             storage_url = f"{self.bucket.url}/{uuid.uuid4().hex}"
         if has_tables:
-            engine = open_engine(database_url, 1, 10.0)
-            migrate(engine)
-            engine.dispose()
+            migrate(database_url)
         return Place(database_url, storage_url)
 
 

@@ -11,16 +11,15 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
-from sqlalchemy import Engine
 
 from circles.errors import CirclesError
 from circles.settings import Settings
 from circles.storage import moving
 from circles.storage.database import Database
-from circles.storage.engine import DRIVERS, is_sqlite, open_engine
+from circles.storage.engine import DRIVERS, is_sqlite
 from circles.storage.images import ImageStore, open_image_store
 from circles.storage.lock import DataFolderLock
-from circles.storage.records import RecordBook
+from circles.storage.records import RecordBook, require_belonging
 from circles.storage.schema import migrate
 
 cli = typer.Typer(add_completion=False, help=__doc__)
@@ -38,8 +37,8 @@ def migrate_database(
     revision: Annotated[str, typer.Option(help="An older one takes back what came after it, and its data.")] = "head",
 ) -> None:
     """Bring the database's tables to this version's form; also those of an empty database."""
-    with _told(), _opened_alone(_settings()) as engine:
-        before, after = migrate(engine, revision)
+    with _told(), _alone(_settings()):
+        before, after = migrate(_settings().database_url, revision)
     change = "is at revision" if before == after else f"was at revision {before or 'none'} and is now at"
     console.print(f"the database {change} {after or 'none'}", highlight=False)
 
@@ -52,7 +51,7 @@ def check_all(
     deep: Annotated[bool, typer.Option("--deep", help="Read all bytes, and compare them with their hashes.")] = False,
 ) -> None:
     """Compare rows and bytes, both ways; fails when they do not agree."""
-    with _told(), _opened(_settings(), is_alone=fix) as kept:
+    with _told(), _alone(_settings()) if fix else contextlib.nullcontext(), _opened(_settings()) as kept:
         steps = moving.check(kept.database, kept.store, _settings().orphan_grace_s, reads_bytes=deep)
         *_, findings = track(steps, "checking", total=kept.database.count() + 1, console=progress)
         for record in findings.lost:
@@ -90,27 +89,27 @@ def copy_all(
 
 
 @cli.command("backup")
-def back_up(
-    folder: Annotated[Path, typer.Option("--to", help="Made if it is absent; goes on with an interrupted one.")],
-) -> None:
+def back_up(folder: Annotated[Path, typer.Option("--to", help="Made if it is absent; else gone on with.")]) -> None:
     """Copy rows and bytes into a folder: a SQLite database and the files, whatever they are kept in."""
     with _told(), _opened(_settings()) as kept:
-        url = f"sqlite:///{folder.resolve()}/db.sqlite3"
-        _copy_rows(_settings().database_url, url)
-        with _opened(_settings().model_copy(update={"database_url": url})) as copy:
-            store = open_image_store(f"file:{folder}/images")
-            done = _copy_bytes(copy.database, kept.store, store)
+        copy_url = _database_of_backup(folder)
+        _copy_rows(_settings().database_url, copy_url)
+        with _database(copy_url) as copy:
+            done = _copy_bytes(copy, kept.store, open_image_store(f"file:{folder}/images"))
     console.print(f"{done} images in {folder}")
 
 
 @cli.command("restore")
 def restore(folder: Annotated[Path, typer.Option("--from", help="A folder that `backup` wrote.", exists=True)]) -> None:
-    """Copy rows and bytes of a backup back: first the bytes, so that every row has its own."""
-    url = f"sqlite:///{folder.resolve()}/db.sqlite3"
-    with _told(), _opened(_settings().model_copy(update={"database_url": url})) as copy:
-        with _opened(_settings(), is_alone=True) as kept:
-            _copy_bytes(copy.database, open_image_store(f"file:{folder}/images"), kept.store)
-        done = _copy_rows(url, _settings().database_url)
+    """Copy rows and bytes of a backup back, into an empty database; first the bytes, so that every row has its own."""
+    settings = _settings()
+    copy_url = _database_of_backup(folder)
+    with _told(), _alone(settings):
+        migrate(settings.database_url)
+        with _database(copy_url) as copy:
+            store = open_image_store(settings.storage_url, settings.storage_timeout_s)
+            _copy_bytes(copy, open_image_store(f"file:{folder}/images"), store)
+        done = _copy_rows(copy_url, settings.database_url)
     console.print(f"{done} images restored")
 
 
@@ -132,29 +131,43 @@ class _Kept:
 
 
 @contextlib.contextmanager
-def _opened(settings: Settings, *, is_alone: bool = False) -> Iterator[_Kept]:
-    """Database and store. ``is_alone``: with the lock of SQLite's folder, which a running service holds."""
-    with contextlib.ExitStack() as stack:
-        if is_alone and is_sqlite(settings.database_url):
-            stack.callback(DataFolderLock(settings.database_path.parent, holder="a command").release)
-        database = Database(settings.database_url, timeout_s=settings.database_timeout_s)
-        stack.callback(database.close)
-        store = open_image_store(settings.storage_url, settings.storage_timeout_s)
+def _opened(settings: Settings) -> Iterator[_Kept]:
+    """What the settings name, if it belongs together."""
+    store = open_image_store(settings.storage_url, settings.storage_timeout_s)
+    with _database(settings.database_url) as database:
         yield _Kept(database, store, RecordBook(store, database, settings.max_pending))
 
 
-def _copy_rows(source_url: str, target_url: str) -> int:
+@contextlib.contextmanager
+def _database(url: str) -> Iterator[Database]:
+    database = Database(url)
+    try:
+        yield database
+    finally:
+        database.close()
+
+
+@contextlib.contextmanager
+def _alone(settings: Settings) -> Iterator[None]:
+    """With the lock of SQLite's folder, which a running service holds."""
     with contextlib.ExitStack() as stack:
-        engine = open_engine(target_url, 1, _settings().database_timeout_s)
-        stack.callback(engine.dispose)
-        migrate(engine)
-        source, target = Database(source_url), Database(target_url)
-        stack.callback(source.close)
-        stack.callback(target.close)
+        if is_sqlite(settings.database_url):
+            stack.callback(DataFolderLock(settings.database_path.parent, holder="a command").release)
+        yield
+
+
+def _database_of_backup(folder: Path) -> str:
+    return f"sqlite:///{folder.resolve()}/db.sqlite3"
+
+
+def _copy_rows(source_url: str, target_url: str) -> int:
+    migrate(target_url)
+    with _database(source_url) as source, _database(target_url) as target:
         return _count(moving.copy_rows(source, target), "copying rows", source.count())
 
 
 def _copy_bytes(database: Database, source: ImageStore, target: ImageStore) -> int:
+    require_belonging(target, database)
     return _count(moving.copy_bytes(database.walk(), source, target), "copying bytes", database.count())
 
 
@@ -180,17 +193,6 @@ def _told() -> Iterator[None]:
         yield
     except CirclesError as error:
         _fail(error.detail)
-
-
-@contextlib.contextmanager
-def _opened_alone(settings: Settings) -> Iterator[Engine]:
-    """An engine; SQLite's with the lock of its folder, which a running service holds."""
-    with contextlib.ExitStack() as stack:
-        if is_sqlite(settings.database_url):
-            stack.callback(DataFolderLock(settings.database_path.parent, holder="a migration").release)
-        engine = open_engine(settings.database_url, 1, settings.database_timeout_s)
-        stack.callback(engine.dispose)
-        yield engine
 
 
 def _fail(reason: str) -> NoReturn:

@@ -2,20 +2,17 @@
 
 import json
 import threading
-import uuid
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, TypeVar
+from typing import TypeVar
 
 import stamina
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    Engine,
-    Row,
     delete,
     false,
     func,
@@ -25,59 +22,29 @@ from sqlalchemy import (
     tuple_,
     update,
 )
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from circles.detection import Detection, DetectorInfo, ImageDetections
+from circles.detection import ImageDetections
 from circles.errors import BacklogFullError, DatabaseUnavailableError
-from circles.geometry import BBox, Circle
-from circles.storage.engine import errors_translated, is_conflict, is_duplicate, is_sqlite, open_engine
+from circles.storage.engine import errors_translated, is_conflict, is_duplicate, is_read_only, is_sqlite, open_engine
+from circles.storage.image_records import (
+    ImagePage,
+    ImageRecord,
+    ObjectRecord,
+    Status,
+    image_record,
+    image_row,
+    is_image_id,
+    object_record,
+    object_records,
+    object_rows,
+)
 from circles.storage.schema import check_schema, migrate
-from circles.storage.tables import ImageRow, ObjectRow
+from circles.storage.tables import ImageRow, ObjectRow, ServiceRow
 
-Status = Literal["pending", "done", "failed"]
 T = TypeVar("T")
 
 _CONFLICT_TRIES = 5
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectRecord:
-    """A stored object: a detection with an id of its own."""
-
-    object_id: str
-    image_id: str
-    detection: Detection
-
-
-@dataclass(frozen=True, slots=True)
-class ImageRecord:
-    """A stored image. ``detector`` is None until one answered; ``objects`` come best score first."""
-
-    image_id: str
-    storage_key: str
-    filename: str | None
-    media_type: str
-    width: int
-    height: int
-    size_bytes: int
-    created_at: datetime
-    status: Status
-    error: str | None
-    detector: DetectorInfo | None
-    objects: tuple[ObjectRecord, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class ImagePage:
-    """Some images, newest first, without their objects but with how many there are; and where the next page begins."""
-
-    items: list[tuple[ImageRecord, int]]
-    next_cursor: str | None
-
-
-def object_records(image_id: str, detections: Sequence[Detection]) -> tuple[ObjectRecord, ...]:
-    """The detections as objects of this image, each with a new id."""
-    return tuple(ObjectRecord(str(uuid.uuid4()), image_id, detection) for detection in detections)
 
 
 class _AlreadyThereError(Exception):
@@ -112,16 +79,11 @@ class Database:
         self._write_turn = threading.Lock() if is_sqlite(url) else None
         try:
             if migrates:
-                migrate(self._engine)
+                migrate(url)
             check_schema(self._engine)
         except BaseException:
             self.close()
             raise
-
-    @property
-    def engine(self) -> Engine:
-        """For those who work on all rows at once."""
-        return self._engine
 
     def close(self) -> None:
         """Closes all connections."""
@@ -151,7 +113,7 @@ class Database:
             if record.status == "pending" and _count_pending(connection) >= max_pending:
                 raise BacklogFullError(f"{max_pending} pictures are waiting for detection already")
             try:
-                connection.execute(insert(ImageRow).values(_image_values(record)))
+                connection.execute(insert(ImageRow).values(image_row(record)))
             except IntegrityError as error:
                 # Only a row like this one, and nothing else that may be wrong, means that it is there.
                 if is_duplicate(error):
@@ -167,19 +129,19 @@ class Database:
 
     def find(self, image_id: str) -> ImageRecord | None:
         """The image with its objects."""
-        with self._read() as connection:
+        with self._read_at_once() as connection:
             row = connection.execute(select(ImageRow.__table__).where(ImageRow.image_id == image_id)).one_or_none()
             if row is None:
                 return None
             statement = select(ObjectRow.__table__).where(ObjectRow.image_id == image_id).order_by(ObjectRow.rank)
-            return _image_record(row, tuple(_object_record(row) for row in connection.execute(statement)))
+            return image_record(row, tuple(object_record(row) for row in connection.execute(statement)))
 
     def find_object(self, image_id: str, object_id: str) -> ObjectRecord | None:
         """One object of an image."""
         statement = select(ObjectRow.__table__).where(ObjectRow.image_id == image_id, ObjectRow.object_id == object_id)
         with self._read() as connection:
             row = connection.execute(statement).one_or_none()
-        return None if row is None else _object_record(row)
+        return None if row is None else object_record(row)
 
     def page(self, limit: int, cursor: str | None, status: Status | None, min_score: float) -> ImagePage:
         """Up to ``limit`` images, newest first, each with the number of its objects scoring at least ``min_score``.
@@ -193,10 +155,10 @@ class Database:
         if cursor is not None:
             position = _decode_cursor(cursor)
             statement = statement.where(tuple_(ImageRow.created_at, ImageRow.image_id) < position)
-        with self._read() as connection:
+        with self._read_at_once() as connection:
             rows = connection.execute(statement.limit(limit + 1)).all()
             has_more = len(rows) > limit
-            records = [_image_record(row) for row in rows[:limit]]
+            records = [image_record(row) for row in rows[:limit]]
             counting = (
                 select(ObjectRow.image_id, func.count().label("object_count"))
                 .where(ObjectRow.image_id.in_([record.image_id for record in records]), ObjectRow.score >= min_score)
@@ -211,14 +173,14 @@ class Database:
         last = ""
         while True:
             statement = select(ImageRow.__table__).where(ImageRow.image_id > last).order_by(ImageRow.image_id)
-            with self._read() as connection:
+            with self._read_at_once() as connection:
                 rows = connection.execute(statement.limit(batch)).all()
                 ids = [row.image_id for row in rows]
                 finding = select(ObjectRow.__table__).where(ObjectRow.image_id.in_(ids)).order_by(ObjectRow.rank)
                 objects: dict[str, list[ObjectRecord]] = {image_id: [] for image_id in ids}
                 for row in connection.execute(finding):
-                    objects[row.image_id].append(_object_record(row))
-            yield from (_image_record(row, tuple(objects[row.image_id])) for row in rows)
+                    objects[row.image_id].append(object_record(row))
+            yield from (image_record(row, tuple(objects[row.image_id])) for row in rows)
             if not rows:
                 return
             last = rows[-1].image_id
@@ -234,12 +196,33 @@ class Database:
         with self._read() as connection:
             return list(connection.scalars(statement.order_by(ImageRow.created_at).limit(limit)))
 
+    def service_id(self) -> str:
+        """What tells this database from others; made with its tables, and carried over by copies."""
+        with self._read() as connection:
+            return connection.scalars(select(ServiceRow.service_id)).one()
+
+    def adopt(self, service_id: str) -> bool:
+        """Takes over the id of the database that this one is to be a copy of.
+
+        Returns:
+            False when this one has images, and another id; nothing is changed then.
+        """
+
+        def work(connection: Connection) -> bool:
+            if connection.scalar(select(ImageRow.image_id).limit(1)) is not None:
+                return connection.scalars(select(ServiceRow.service_id)).one() == service_id
+            connection.execute(update(ServiceRow).values(service_id=service_id))
+            return True
+
+        return self._write(work)
+
     def claim_pending(self, limit: int, lease_s: float) -> list[ImageRecord]:
         """Up to ``limit`` images that wait for detection, oldest first; for this time nobody else is given them.
 
         Services that ask at the same instant get different ones.
         """
         now = datetime.now(UTC)
+        until = now + timedelta(seconds=lease_s)
         waiting = (ImageRow.status == "pending", or_(ImageRow.lease_until.is_(None), ImageRow.lease_until <= now))
         oldest_first = (ImageRow.created_at, ImageRow.image_id)
         statement = select(ImageRow.__table__).where(*waiting).order_by(*oldest_first).limit(limit)
@@ -247,9 +230,8 @@ class Database:
         def work(connection: Connection) -> list[ImageRecord]:
             rows = connection.execute(statement.with_for_update(skip_locked=True)).all()
             ids = [row.image_id for row in rows]
-            until = now + timedelta(seconds=lease_s)
             connection.execute(update(ImageRow).where(ImageRow.image_id.in_(ids)).values(lease_until=until))
-            return [_image_record(row) for row in rows]
+            return [replace(image_record(row), lease_until=until) for row in rows]
 
         return self._write(work) if self._has_pending(waiting) else []
 
@@ -258,27 +240,27 @@ class Database:
         with self._read() as connection:
             return connection.scalar(select(ImageRow.image_id).where(*waiting).limit(1)) is not None
 
-    def rest(self, storage_keys: Collection[str], rest_s: float) -> None:
-        """Lets pending images be claimed again after this time."""
+    def rest(self, records: Collection[ImageRecord], rest_s: float) -> None:
+        """Lets claimed images be claimed again after this time, but for those whose lease is another's by now."""
         until = datetime.now(UTC) + timedelta(seconds=rest_s)
-        these = (ImageRow.storage_key.in_(storage_keys), ImageRow.status == "pending")
-        self._write(lambda connection: connection.execute(update(ImageRow).where(*these).values(lease_until=until)))
+
+        def work(connection: Connection) -> None:
+            for record in records:
+                connection.execute(update(ImageRow).where(*_is_this_upload(record)).values(lease_until=until))
+
+        self._write(work)
 
     def end_leases(self) -> None:
         """Lets all pending images be claimed: for a service that is alone and has just begun."""
         leased = ImageRow.lease_until.is_not(None)
         self._write(lambda connection: connection.execute(update(ImageRow).where(leased).values(lease_until=None)))
 
-    def count_pending(self) -> int:
-        """How many images wait for detection."""
-        with self._read() as connection:
-            return _count_pending(connection)
-
-    def finish(self, image_id: str, storage_key: str, found: ImageDetections) -> bool:
+    def finish(self, record: ImageRecord, found: ImageDetections) -> bool:
         """Replaces what is known of an image's objects; they get new ids.
 
         Returns:
-            False when this very upload is no longer there; nothing is changed then.
+            False when this very upload is no longer there, or was claimed and its lease is another's by now; nothing is
+            changed then.
         """
         values: dict[str, object] = {
             "status": "done",
@@ -288,23 +270,23 @@ class Database:
         }
 
         def work(connection: Connection) -> bool:
-            if not _update_image(connection, image_id, storage_key, values):
+            if not _update_image(connection, record, values):
                 return False
-            connection.execute(delete(ObjectRow).where(ObjectRow.image_id == image_id))
-            _insert_objects(connection, object_records(image_id, found.detections))
+            connection.execute(delete(ObjectRow).where(ObjectRow.image_id == record.image_id))
+            _insert_objects(connection, object_records(record.image_id, found.detections))
             return True
 
         return self._write(work)
 
-    def fail(self, image_id: str, storage_key: str, reason: str) -> bool:
+    def fail(self, record: ImageRecord, reason: str) -> bool:
         """Marks a pending image as one in which nothing can be detected.
 
         Returns:
-            False when this very upload is no longer there, or no longer pending; nothing is changed then.
+            False when it is no longer pending, or as ``finish``; nothing is changed then.
         """
         values: dict[str, object] = {"status": "failed", "error": reason[:1000]}
         is_pending = ImageRow.status == "pending"
-        return self._write(lambda connection: _update_image(connection, image_id, storage_key, values, is_pending))
+        return self._write(lambda connection: _update_image(connection, record, values, is_pending))
 
     def delete(self, image_id: str) -> str | None:
         """Removes an image's rows; the storage key that no row names any more, None when there was no such image."""
@@ -330,6 +312,13 @@ class Database:
         with errors_translated(), self._engine.connect() as connection:
             yield connection
 
+    @contextmanager
+    def _read_at_once(self) -> Iterator[Connection]:
+        """For several statements that must see the same moment; SQLite's transactions always do."""
+        options = {} if self._write_turn is not None else {"isolation_level": "REPEATABLE READ"}
+        with errors_translated(), self._engine.connect().execution_options(**options) as connection:
+            yield connection
+
     def _write(self, work: Callable[[Connection], T]) -> T:
         """Does the work in a transaction, and again where it lost against another one."""
         with errors_translated():
@@ -345,12 +334,14 @@ class Database:
         """A transaction. SQLite must be told before its first statement that it will write: one that begins by reading
         fails at once, without waiting its turn, when another one wrote in between."""
         turn = self._turn() if self._write_turn is not None else nullcontext()
-        with (
-            turn,
-            self._engine.connect() as connection,
-            connection.execution_options(sqlite_begin="BEGIN IMMEDIATE").begin(),
-        ):
-            yield connection
+        with turn, self._engine.connect() as connection:
+            try:
+                with connection.execution_options(sqlite_begin="BEGIN IMMEDIATE").begin():
+                    yield connection
+            except DBAPIError as error:
+                if is_read_only(error):  # a standby that was the primary: the pool must look for the new one
+                    connection.invalidate()
+                raise
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -368,76 +359,23 @@ def _count_pending(connection: Connection) -> int:
 
 
 def _update_image(
-    connection: Connection,
-    image_id: str,
-    storage_key: str,
-    values: dict[str, object],
-    *conditions: ColumnElement[bool],
+    connection: Connection, record: ImageRecord, values: dict[str, object], *conditions: ColumnElement[bool]
 ) -> bool:
-    this_upload = (ImageRow.image_id == image_id, ImageRow.storage_key == storage_key, *conditions)
-    return connection.execute(update(ImageRow).where(*this_upload).values(values)).rowcount == 1
+    statement = update(ImageRow).where(*_is_this_upload(record), *conditions).values(values)
+    return connection.execute(statement).rowcount == 1
+
+
+def _is_this_upload(record: ImageRecord) -> tuple[ColumnElement[bool], ...]:
+    """And, of a claimed one, that it is still this claimer's: who was slow must not undo what another one did."""
+    same = (ImageRow.image_id == record.image_id, ImageRow.storage_key == record.storage_key)
+    if record.lease_until is None:
+        return same
+    return (*same, ImageRow.status == "pending", ImageRow.lease_until == record.lease_until)
 
 
 def _insert_objects(connection: Connection, objects: Sequence[ObjectRecord]) -> None:
-    rows = [
-        {
-            "object_id": stored.object_id,
-            "image_id": stored.image_id,
-            "rank": rank,
-            "label": stored.detection.label,
-            "x_min": stored.detection.bbox.x_min,
-            "y_min": stored.detection.bbox.y_min,
-            "x_max": stored.detection.bbox.x_max,
-            "y_max": stored.detection.bbox.y_max,
-            "center_x": stored.detection.circle.center_x,
-            "center_y": stored.detection.circle.center_y,
-            "radius": stored.detection.circle.radius,
-            "score": stored.detection.score,
-        }
-        for rank, stored in enumerate(objects)
-    ]
-    if rows:
-        connection.execute(insert(ObjectRow), rows)
-
-
-def _image_values(record: ImageRecord) -> dict[str, object]:
-    return {
-        "image_id": record.image_id,
-        "storage_key": record.storage_key,
-        "filename": record.filename,
-        "media_type": record.media_type,
-        "width": record.width,
-        "height": record.height,
-        "size_bytes": record.size_bytes,
-        "created_at": record.created_at,
-        "status": record.status,
-        "error": record.error,
-        "detector_name": record.detector.name if record.detector else None,
-        "detector_version": record.detector.version if record.detector else None,
-    }
-
-
-def _image_record(row: Row[Any], objects: tuple[ObjectRecord, ...] = ()) -> ImageRecord:
-    return ImageRecord(
-        image_id=row.image_id,
-        storage_key=row.storage_key,
-        filename=row.filename,
-        media_type=row.media_type,
-        width=row.width,
-        height=row.height,
-        size_bytes=row.size_bytes,
-        created_at=row.created_at,
-        status=row.status,
-        error=row.error,
-        detector=DetectorInfo(row.detector_name, row.detector_version) if row.detector_name else None,
-        objects=objects,
-    )
-
-
-def _object_record(row: Row[Any]) -> ObjectRecord:
-    circle = Circle(row.center_x, row.center_y, row.radius)
-    bbox = BBox(row.x_min, row.y_min, row.x_max, row.y_max)
-    return ObjectRecord(row.object_id, row.image_id, Detection(circle, bbox, row.score, row.label))
+    if objects:
+        connection.execute(insert(ObjectRow), object_rows(objects))
 
 
 def _encode_cursor(record: ImageRecord) -> str:
@@ -447,6 +385,8 @@ def _encode_cursor(record: ImageRecord) -> str:
 def _decode_cursor(cursor: str) -> tuple[datetime, str]:
     try:
         created_at, image_id = json.loads(urlsafe_b64decode(cursor.encode()))
-        return datetime.fromisoformat(created_at).astimezone(UTC), str(image_id)
+        if not is_image_id(image_id):
+            raise ValueError(f"{image_id!r} is no image id")
+        return datetime.fromisoformat(created_at).astimezone(UTC), image_id
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError("the cursor is none that this service gave out") from error

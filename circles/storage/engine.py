@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 DRIVERS = ("sqlite", "postgresql+psycopg", "mysql+pymysql", "mariadb+pymysql")
 """What a database URL may begin with."""
 
+_MIGRATION_WAIT_S = 60.0
 _RECYCLE_S = 1800  # connections are not kept for longer: firewalls and servers drop idle ones silently
 
 _DUPLICATES = {"23505", "1062"}  # a unique value is there already
@@ -43,7 +44,7 @@ def open_engine(url: str, pool_size: int, timeout_s: float) -> Engine:
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
         return _sqlite_engine(parsed, pool_size, timeout_s)
-    arguments = _postgresql_arguments if parsed.get_backend_name() == "postgresql" else _mysql_arguments
+    is_postgresql = parsed.get_backend_name() == "postgresql"
     return create_engine(
         parsed,
         pool_size=pool_size,
@@ -52,8 +53,24 @@ def open_engine(url: str, pool_size: int, timeout_s: float) -> Engine:
         pool_recycle=_RECYCLE_S,
         pool_pre_ping=True,  # a server that restarted costs nobody an answer
         isolation_level="READ COMMITTED",  # what another transaction committed is seen, as after a failed insert
-        connect_args=arguments(timeout_s),
+        connect_args=_postgresql_arguments(timeout_s) if is_postgresql else _mysql_arguments(timeout_s),
     )
+
+
+def open_migration_engine(url: str) -> Engine:
+    """An engine whose statements may take as long as a change of a large table takes; they wait for others a minute."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        return _sqlite_engine(parsed, 1, _MIGRATION_WAIT_S)
+    if parsed.get_backend_name() == "postgresql":
+        arguments = _postgresql_arguments(_MIGRATION_WAIT_S)
+        arguments["options"] = f"-c lock_timeout={int(_MIGRATION_WAIT_S * 1000)}"
+        del arguments["tcp_user_timeout"]
+    else:
+        arguments = _mysql_arguments(_MIGRATION_WAIT_S)
+        del arguments["read_timeout"]
+        arguments["init_command"] = f"{arguments['init_command']}, lock_wait_timeout={int(_MIGRATION_WAIT_S)}"
+    return create_engine(parsed, pool_size=2, max_overflow=0, connect_args=arguments)
 
 
 def is_conflict(error: Exception) -> bool:
@@ -64,6 +81,11 @@ def is_conflict(error: Exception) -> bool:
 def is_duplicate(error: IntegrityError) -> bool:
     """Whether the row could not be inserted because there is one like it."""
     return not _codes(error).isdisjoint(_DUPLICATES) or "UNIQUE constraint failed" in str(error.orig)
+
+
+def is_read_only(error: DBAPIError) -> bool:
+    """Whether the server lets nobody write, as a standby does."""
+    return any(sign in str(error.orig) for sign in _READ_ONLY)
 
 
 @contextmanager
@@ -80,7 +102,7 @@ def errors_translated() -> Iterator[None]:
         text = str(error.orig)
         if any(sign in text for sign in _FULL):
             raise StorageFullError("the database has no space left") from error
-        if any(sign in text for sign in _READ_ONLY):
+        if is_read_only(error):
             raise DatabaseUnavailableError("the database is read-only") from error
         # The whole text for the log alone: it names addresses that are nobody's business.
         logger.warning("the database does not work: %s", text.partition("\n")[0][:500])
@@ -99,6 +121,7 @@ def _sqlite_engine(url: URL, pool_size: int, timeout_s: float) -> Engine:
         url,
         module=pysqlite3,
         pool_size=pool_size,
+        max_overflow=0,
         pool_timeout=timeout_s,
         connect_args={"timeout": timeout_s},
     )

@@ -3,13 +3,14 @@
 import errno
 import os
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from circles.errors import NotFoundError, StorageFullError, StorageUnavailableError
-from circles.storage.images import PART_SUFFIX, is_key, new_key
+from circles.storage.images import PART_SUFFIX, SERVICE_KEY, is_key, new_key
 
 _STREAM_CHUNK_BYTES = 2**20
 
@@ -37,12 +38,7 @@ class FolderStore:
         part = path.with_name(path.name + PART_SUFFIX)
         with _errors_translated():
             try:
-                with part.open("xb") as file:
-                    file.write(image_bytes)
-                    file.flush()
-                    os.fsync(file.fileno())
-                part.rename(path)
-                _fsync_folder(path.parent)
+                _write_durably(path, part, image_bytes)
             except BaseException:
                 with suppress(OSError):  # the first error is the one to tell; a sweep removes what stays
                     part.unlink(missing_ok=True)
@@ -85,6 +81,13 @@ class FolderStore:
                         if is_key(key) and path.stat().st_mtime <= latest:
                             yield key
 
+    def claim(self, service_id: str) -> str:
+        path = self._folder / SERVICE_KEY
+        with _errors_translated():
+            if not path.exists():  # the folder has one user, who holds its lock
+                _write_durably(path, path.with_name(f"{SERVICE_KEY}.{uuid.uuid4().hex}"), service_id.encode())
+            return path.read_text(encoding="utf-8")
+
     def check(self) -> None:
         key = new_key("00")
         self.save(key, b"probe", "application/octet-stream")
@@ -99,6 +102,16 @@ def _errors_translated() -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageFullError("the image store has no space left") from error
         raise StorageUnavailableError(f"the image store does not work: {error.strerror or error}") from error
+
+
+def _write_durably(path: Path, part: Path, content: bytes) -> None:
+    """Writes a new file under another name first: under its own it is whole, or not there."""
+    with part.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    part.rename(path)
+    _fsync_folder(path.parent)
 
 
 def _chunks(file: IO[bytes]) -> Iterator[bytes]:

@@ -9,6 +9,9 @@ from typing import Protocol
 PART_SUFFIX = ".part"
 """Behind the key of a file that is being written."""
 
+SERVICE_KEY = "service"
+"""Under which a store keeps the id of its service."""
+
 _KEY = re.compile(r"([0-9a-f]{2})/\1[0-9a-f]*\.[0-9a-f]{32}(\.part)?")
 
 
@@ -19,7 +22,8 @@ class ImageStore(Protocol):
     """
 
     def save(self, key: str, image_bytes: bytes, media_type: str) -> None:
-        """Writes the bytes, which are durable on return; when it raises, nothing stays behind, or a sweep finds it.
+        """Writes the bytes, which are durable on return. When it raises, what stays behind is a sweep's, or, of a large
+        file's parts in a bucket, that of the bucket's rule for unfinished uploads.
 
         Raises:
             StorageFullError: No space is left.
@@ -46,6 +50,9 @@ class ImageStore(Protocol):
 
         What this store cannot have written is none of them, wherever it lies.
         """
+
+    def claim(self, service_id: str) -> str:
+        """The id of the service that this store is of: the one given, durably, unless there is one already."""
 
     def check(self) -> None:
         """Writes something small durably and removes it again; raises as ``save``."""

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from circles.errors import CirclesError, NotFoundError
-from circles.storage.database import Database, ImageRecord
+from circles.storage.database import Database
+from circles.storage.image_records import ImageRecord
 from circles.storage.images import ImageStore, sha256_of
 from circles.storage.records import RecordBook, image_id_of
 
@@ -41,8 +42,10 @@ def copy_rows(source: Database, target: Database) -> Iterator[ImageRecord]:
     """Copies images with their objects, and yields each once it is in the target, read back and compared.
 
     Raises:
-        CopyError: The target has another image under this id.
+        CopyError: The target has images of another service, or another upload of the same bytes.
     """
+    if not target.adopt(source.service_id()):
+        raise CopyError("the target has images of another service")
     for record in source.walk():
         there = target.find(record.image_id)
         if there is not None and there.storage_key != record.storage_key:

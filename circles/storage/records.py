@@ -7,16 +7,28 @@ somebody was told are safe.
 """
 
 import hashlib
+import math
 import threading
+import time
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 
 from circles.detection import ImageDetections
-from circles.errors import NotFoundError, OverloadedError, StorageUnavailableError
+from circles.errors import NotFoundError, OverloadedError, StorageMismatchError, StorageUnavailableError
 from circles.imaging import ImageHeader
-from circles.storage.database import Database, ImagePage, ImageRecord, ObjectRecord, Status, object_records
-from circles.storage.images import PART_SUFFIX, ImageStore, new_key, sha256_of
+from circles.storage.database import Database
+from circles.storage.image_records import (
+    ImagePage,
+    ImageRecord,
+    ObjectRecord,
+    Status,
+    is_image_id,
+    is_object_id,
+    object_records,
+)
+from circles.storage.images import PART_SUFFIX, SERVICE_KEY, ImageStore, new_key, sha256_of
 
 _SWEEP_BATCH = 500
 
@@ -26,22 +38,47 @@ def image_id_of(image_bytes: bytes) -> str:
     return hashlib.sha256(image_bytes).hexdigest()
 
 
+def require_belonging(images: ImageStore, database: Database) -> None:
+    """Sees to it that nobody takes another service's files for orphans, or its rows for ones whose files are lost.
+
+    Raises:
+        StorageMismatchError: The store's files are those of another database.
+    """
+    service_id = database.service_id()
+    theirs = images.claim(service_id)
+    if theirs != service_id:
+        raise StorageMismatchError(
+            f"the store's files are those of another database (service {theirs}, this one is {service_id}): "
+            "DATABASE_URL and STORAGE_URL do not belong together. (A store without images forgets its service when its "
+            f"'{SERVICE_KEY}' is removed.)"
+        )
+
+
 class RecordBook:
     """Images with their bytes and objects. Calls block, and may come from many threads at once.
 
     Methods raise DatabaseUnavailableError, StorageUnavailableError and StorageFullError as their parts do.
     """
 
-    def __init__(self, images: ImageStore, database: Database, max_pending: int) -> None:
+    def __init__(
+        self, images: ImageStore, database: Database, max_pending: int, max_staging_s: float = math.inf
+    ) -> None:
         """
         Args:
             max_pending: How many images may wait for detection; more are refused.
+            max_staging_s: How old staged bytes may be when they get their row. Where others sweep the same store, well
+                below the grace that they give to files without one.
+
+        Raises:
+            StorageMismatchError: The store's files are those of another database.
         """
+        require_belonging(images, database)
+        self._max_staging_s = max_staging_s
         self._images = images
         self._database = database
         self._max_pending = max_pending
         # Keys written here whose row is still to come: a sweep lets them be, whatever their age.
-        self._staged_keys: set[str] = set()
+        self._staged_keys: dict[str, float] = {}  # and when (monotonic) they were
         self._staged_lock = threading.Lock()
 
     def close(self) -> None:
@@ -52,7 +89,7 @@ class RecordBook:
         """The storage key of the bytes, now durable; to be given to ``commit`` or ``discard``."""
         key = new_key(image_id)
         with self._staged_lock:
-            self._staged_keys.add(key)
+            self._staged_keys[key] = time.monotonic()
         try:
             self._images.save(key, image_bytes, media_type)
         except BaseException:
@@ -83,7 +120,13 @@ class RecordBook:
 
         Raises:
             BacklogFullError: It would be pending and there is no room; the staged bytes are removed.
+            StorageUnavailableError: They were staged too long ago, and may have been swept away.
         """
+        with self._staged_lock:
+            staged_at = self._staged_keys.get(key, -math.inf)
+        if time.monotonic() - staged_at > self._max_staging_s:
+            self.discard(key)
+            raise StorageUnavailableError("the upload took too long between its bytes and its row")
         record = ImageRecord(
             image_id=image_id,
             storage_key=key,
@@ -103,8 +146,6 @@ class RecordBook:
                 earlier = self._database.find(image_id)
                 # None: deleted between our two looks, so the place is free again.
                 if earlier is not None:
-                    if earlier.storage_key == key:
-                        return earlier, True  # a first try of this very call was committed, though its answer was lost
                     self._images.delete(key)
                     return earlier, False
         except OverloadedError:
@@ -126,7 +167,7 @@ class RecordBook:
         Raises:
             NotFoundError: There is none of this id.
         """
-        record = self._database.find(image_id)
+        record = self._database.find(image_id) if is_image_id(image_id) else None
         if record is None:
             raise NotFoundError(f"there is no image {image_id}")
         return record
@@ -137,7 +178,8 @@ class RecordBook:
         Raises:
             NotFoundError: There is no such image, or no such object in it.
         """
-        stored = self._database.find_object(image_id, object_id)
+        are_ids = is_image_id(image_id) and is_object_id(object_id)
+        stored = self._database.find_object(image_id, object_id) if are_ids else None
         if stored is None:
             raise NotFoundError(f"there is no object {object_id} in an image {image_id}")
         return stored
@@ -172,15 +214,15 @@ class RecordBook:
 
     def rest(self, records: Collection[ImageRecord], rest_s: float) -> None:
         """Gives claimed images back, to be claimed by anybody after this time."""
-        self._database.rest([record.storage_key for record in records], rest_s)
+        self._database.rest(records, rest_s)
 
     def finish(self, record: ImageRecord, found: ImageDetections) -> bool:
-        """Writes down what was found; False when this upload is no longer there."""
-        return self._database.finish(record.image_id, record.storage_key, found)
+        """Writes down what was found; False when this upload is no longer there, or a claimed one another's by now."""
+        return self._database.finish(record, found)
 
     def fail(self, record: ImageRecord, reason: str) -> bool:
         """Writes down that nothing can be detected, and why; False when this upload is no longer there and pending."""
-        return self._database.fail(record.image_id, record.storage_key, reason)
+        return self._database.fail(record, reason)
 
     def delete(self, image_id: str) -> None:
         """Removes rows and file.
@@ -188,7 +230,7 @@ class RecordBook:
         Raises:
             NotFoundError: There is none of this id.
         """
-        key = self._database.delete(image_id)
+        key = self._database.delete(image_id) if is_image_id(image_id) else None
         if key is None:
             raise NotFoundError(f"there is no image {image_id}")
         self._images.delete(key)
@@ -204,10 +246,9 @@ class RecordBook:
 
     def sweep(self, grace_s: float) -> int:
         """Removes files of at least this age that no row names, and no upload in progress wrote; how many."""
-        old_keys = list(self._images.keys_older_than(grace_s))
+        old_keys = self._images.keys_older_than(grace_s)
         removed = 0
-        for start in range(0, len(old_keys), _SWEEP_BATCH):
-            keys = old_keys[start : start + _SWEEP_BATCH]
+        while keys := list(islice(old_keys, _SWEEP_BATCH)):
             # The staged keys are read before the rows: a key that leaves the set in between has its row by then.
             with self._staged_lock:
                 staged = set(self._staged_keys)
@@ -230,4 +271,4 @@ class RecordBook:
 
     def _unstage(self, key: str) -> None:
         with self._staged_lock:
-            self._staged_keys.discard(key)
+            self._staged_keys.pop(key, None)

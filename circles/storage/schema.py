@@ -4,6 +4,7 @@ Migrations are run by whoever calls ``migrate`` (a word, an init step of a clust
 SQLite's one service, which holds the data folder's lock, runs them itself.
 """
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,38 +16,44 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, text
 
 from circles.errors import DatabaseSchemaError
-from circles.storage.engine import errors_translated
+from circles.storage.engine import errors_translated, open_migration_engine
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 # Any number will do that nobody else takes: two who migrate at once meet at it.
 _LOCK_NUMBER = 7_261_015
 _LOCK_NAME = "circles_migration"
-_LOCK_TIMEOUT_S = 60
+_LOCK_TIMEOUT_S = 120
+_LOCK_RETRY_PERIOD_S = 0.2
 
 
-def migrate(engine: Engine, revision: str = "head") -> tuple[str | None, str | None]:
+def migrate(url: str, revision: str = "head") -> tuple[str | None, str | None]:
     """Brings the tables to a revision; one caller at a time, others wait for it.
 
     Args:
+        url: Of the database.
         revision: ``head`` is that of this version; an older one takes tables and columns back, and what is in them.
 
     Returns:
         The revision before and after; None without tables.
 
     Raises:
-        DatabaseSchemaError: The tables are of a newer version than this one.
+        DatabaseSchemaError: There is no such revision, or the tables are of a newer version than this one.
         DatabaseUnavailableError: The database does not answer.
     """
-    with errors_translated(), _connected(engine) as connection, _migration_lock(connection):
-        before = _revision(connection)
-        _require_known(before)
-        config = _config()
-        config.attributes["connection"] = connection
-        if revision == "head" or _is_ahead(revision, before):
-            alembic.command.upgrade(config, revision)
-        else:
-            alembic.command.downgrade(config, revision)
-        return before, _revision(connection)
+    engine = open_migration_engine(url)
+    try:
+        with (
+            errors_translated(),
+            _migration_lock(engine),
+            engine.connect() as connection,
+            connection.execution_options(sqlite_begin="BEGIN IMMEDIATE").begin(),
+        ):
+            before = _revision(connection)
+            _require_known(before)
+            _change(connection, before, revision)
+            return before, _revision(connection)
+    finally:
+        engine.dispose()
 
 
 def check_schema(engine: Engine) -> None:
@@ -81,52 +88,53 @@ def _revision(connection: Connection) -> str | None:
 
 
 def _require_known(revision: str | None) -> None:
-    known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
-    if revision is not None and revision not in known:
+    if revision is not None and revision not in _revisions():
         raise DatabaseSchemaError(
             f"the database is at revision {revision}, which this version does not know: it was migrated by a newer one"
         )
 
 
-def _is_ahead(revision: str, before: str | None) -> bool:
-    """Whether a revision comes after the present one."""
-    order = [script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()][::-1]
-    return revision in order and (before is None or order.index(revision) > order.index(before))
+def _change(connection: Connection, before: str | None, revision: str) -> None:
+    config = _config()
+    config.attributes["connection"] = connection
+    order = [None, *_revisions()]
+    wanted = {"head": order[-1], "base": None}.get(revision, revision)
+    if wanted == before:
+        return
+    if wanted not in order:
+        raise DatabaseSchemaError(f"there is no revision '{revision}'; there are {', '.join(_revisions())}")
+    if order.index(wanted) > order.index(before):
+        alembic.command.upgrade(config, wanted or "base")
+    else:
+        alembic.command.downgrade(config, wanted or "base")
+
+
+def _revisions() -> list[str]:
+    """All that this version knows, oldest first."""
+    return [script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()][::-1]
 
 
 @contextmanager
-def _connected(engine: Engine) -> Iterator[Connection]:
-    """A connection inside a transaction; SQLite's is one that writes from its beginning."""
-    with (
-        engine.connect() as connection,
-        connection.execution_options(sqlite_begin="BEGIN IMMEDIATE").begin(),
-    ):
-        yield connection
-
-
-@contextmanager
-def _migration_lock(connection: Connection) -> Iterator[None]:
-    """Held by one connection of the server at a time; SQLite's transaction is lock enough."""
-    dialect = connection.dialect.name
-    if dialect == "postgresql":
-        # Waits for the other one's whole transaction, for longer than a statement may take elsewhere.
-        connection.execute(text(f"SET LOCAL statement_timeout = {_LOCK_TIMEOUT_S * 1000}"))
-        connection.execute(text(f"SET LOCAL lock_timeout = {_LOCK_TIMEOUT_S * 1000}"))
-        connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": _LOCK_NUMBER})
+def _migration_lock(engine: Engine) -> Iterator[None]:
+    """Held by one caller of the server at a time, until all is committed; SQLite's transaction is lock enough."""
+    if engine.dialect.name == "sqlite":
         yield
-    elif dialect in ("mysql", "mariadb"):
-        _require_lock(connection)
+        return
+    is_postgresql = engine.dialect.name == "postgresql"
+    take, give_back = (
+        ("SELECT pg_try_advisory_lock(:key)", "SELECT pg_advisory_unlock(:key)")
+        if is_postgresql
+        else ("SELECT GET_LOCK(:key, 0)", "SELECT RELEASE_LOCK(:key)")
+    )
+    key = {"key": _LOCK_NUMBER if is_postgresql else _LOCK_NAME}
+    # A connection of its own, which waits for nothing but this.
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        deadline = time.monotonic() + _LOCK_TIMEOUT_S
+        while connection.scalar(text(take), key) != 1:
+            if time.monotonic() > deadline:
+                raise DatabaseSchemaError(f"somebody else has been migrating the database for {_LOCK_TIMEOUT_S} s")
+            time.sleep(_LOCK_RETRY_PERIOD_S)
         try:
             yield
         finally:
-            connection.execute(text("SELECT RELEASE_LOCK(:name)"), {"name": _LOCK_NAME})
-    else:
-        yield
-
-
-def _require_lock(connection: Connection) -> None:
-    # The driver reads no longer than its timeout, so waiting is done in short turns.
-    for _ in range(_LOCK_TIMEOUT_S):
-        if connection.scalar(text("SELECT GET_LOCK(:name, 1)"), {"name": _LOCK_NAME}) == 1:
-            return
-    raise DatabaseSchemaError(f"somebody else has been migrating the database for {_LOCK_TIMEOUT_S} s")
+            connection.execute(text(give_back), key)

@@ -79,3 +79,12 @@ class ObjectRow(Base):
     center_y: Mapped[float] = mapped_column(Double)
     radius: Mapped[float] = mapped_column(Double)
     score: Mapped[float] = mapped_column(Double)
+
+
+class ServiceRow(Base):
+    """One row: which service this is. The store of its bytes has the same id, so that no other takes them for its."""
+
+    __tablename__ = "service"
+    __table_args__ = _ANY_SCRIPT
+
+    service_id: Mapped[str] = mapped_column(String(36), primary_key=True)

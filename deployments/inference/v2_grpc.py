@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import anyio.to_thread
@@ -81,7 +82,6 @@ class InferenceServicer:
         """
         self._model = model
         self._api_keys = api_keys
-        self._repository = repository
         self._answers: dict[type[Message], Callable[[Any], Awaitable[Message]]] = {
             messages.ServerLiveRequest: self._server_live,
             messages.ServerReadyRequest: self._server_ready,
@@ -89,22 +89,25 @@ class InferenceServicer:
             messages.ModelReadyRequest: self._model_ready,
             messages.ModelMetadataRequest: self._model_metadata,
             messages.ModelInferRequest: self._model_infer,
-            messages.RepositoryModelLoadRequest: self._load,
-            messages.RepositoryModelUnloadRequest: self._unload,
         }
+        if repository is not None:
+            self._answers[messages.RepositoryModelLoadRequest] = partial(self._load, repository)
+            self._answers[messages.RepositoryModelUnloadRequest] = partial(self._unload, repository)
 
     async def answer(self, request: Message, grpc_context: Context) -> Message:
         """The answer; a failure is told by the context's status, and the message is empty."""
         if not self._is_admitted(grpc_context):
             return _failed(grpc_context, grpc.StatusCode.UNAUTHENTICATED, "this service wants a key: x-api-key")
+        answer = self._answers.get(type(request))
+        if answer is None:
+            reason = "the replicas of this application load the model themselves"
+            return _failed(grpc_context, grpc.StatusCode.UNIMPLEMENTED, reason)
         try:
-            return await self._answers[type(request)](request)
+            return await answer(request)
         except CirclesError as error:
             code = next(_CODES[kind] for kind in type(error).__mro__ if kind in _CODES)
             logger.info("%s refused with %s: %s", type(request).__name__, code.name, error.detail)
             return _failed(grpc_context, code, error.detail)
-        except NotImplementedError as error:
-            return _failed(grpc_context, grpc.StatusCode.UNIMPLEMENTED, str(error))
         # The net below: Serve would send the traceback to the client.
         except Exception:
             logger.exception("%s failed", type(request).__name__)
@@ -144,19 +147,15 @@ class InferenceServicer:
         await anyio.to_thread.run_sync(_write_outputs, answer, request, asked, found, model.min_score)
         return answer
 
-    async def _load(self, request: messages.RepositoryModelLoadRequest) -> Message:
-        await self._repository_of(request.model_name).load_model()
+    async def _load(self, repository: Repository, request: messages.RepositoryModelLoadRequest) -> Message:
+        require_named(self._model, request.model_name)
+        await repository.load_model()
         return messages.RepositoryModelLoadResponse(model_name=request.model_name, isLoaded=True)
 
-    async def _unload(self, request: messages.RepositoryModelUnloadRequest) -> Message:
-        await self._repository_of(request.model_name).unload_model()
+    async def _unload(self, repository: Repository, request: messages.RepositoryModelUnloadRequest) -> Message:
+        require_named(self._model, request.model_name)
+        await repository.unload_model()
         return messages.RepositoryModelUnloadResponse(model_name=request.model_name, isUnloaded=True)
-
-    def _repository_of(self, name: str) -> Repository:
-        require_named(self._model, name)
-        if self._repository is None:
-            raise NotImplementedError("the replicas of this application load the model themselves")
-        return self._repository
 
 
 def add_inference_servicer(servicer: Any, server: Any) -> None:

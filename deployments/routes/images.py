@@ -11,7 +11,7 @@ from starlette.datastructures import UploadFile
 from circles.drawing import draw_detections
 from circles.errors import CirclesError
 from circles.imaging import decode_image, encode_jpeg
-from circles.storage.database import ImageRecord, Status
+from circles.storage.image_records import ImageRecord, Status
 from deployments.pipeline import Uploaded, detached
 from deployments.problems import RequestError, problem_document, problem_of, problem_responses, request_id_of
 from deployments.schemas import BatchBody, BatchResult, ImageBody, ImageListBody, ImageListItem, ProblemBody

@@ -4,20 +4,23 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from circles.errors import NotFoundError
 from circles.storage import moving
-from circles.storage.database import Database, ImageRecord
-from circles.storage.images import ImageStore, open_image_store
+from circles.storage.database import Database
+from circles.storage.image_records import ImageRecord
+from circles.storage.images import ImageStore, new_key, open_image_store
 from circles.storage.lock import DataFolderLock
 from circles.storage.moving import CopyError, Findings
 from circles.storage.records import RecordBook, image_id_of
 from tests.records import HEADER, add, found
+from tests.running import wait_until
 from tests.worlds import NAMES, Place, World
 
 
@@ -48,7 +51,7 @@ def fill(book: RecordBook, count: int) -> list[ImageRecord]:
 
 
 def databases(*places: Place) -> list[Database]:
-    return [place.open_book()._database for place in places]
+    return [place.open_database() for place in places]
 
 
 def stores(*places: Place) -> list[ImageStore]:
@@ -81,11 +84,25 @@ def test_copies_are_complete_and_serve_like_the_source(local: Place, place: Plac
 
 
 def test_another_upload_in_the_target_is_left_alone(local: Place, place: Place) -> None:
+    (source,), (target,) = databases(local), databases(place)
     add(local.open_book(), b"bytes", found(0.9))
-    theirs, _ = add(place.open_book(), b"bytes", found(0.8))
+    key = new_key(image_id_of(b"bytes"))
+    theirs = replace(local.open_book().get(image_id_of(b"bytes")), storage_key=key)
+    assert target.adopt(source.service_id())
+    target.add(theirs, 10)
     with pytest.raises(CopyError, match="another upload"):
         list(moving.copy_rows(*databases(local, place)))
-    assert place.open_book().get(theirs.image_id) == theirs
+    assert target.find(theirs.image_id) == theirs
+
+
+def test_another_service_is_not_mixed_with(local: Place, place: Place) -> None:
+    add(local.open_book(), b"bytes", found(0.9))
+    theirs, _ = add(place.open_book(), b"other bytes", found(0.8))
+    with pytest.raises(CopyError, match="another service"):
+        list(moving.copy_rows(*databases(local, place)))
+    refused = run(local, "copy", "--from", local.storage_url, "--to", place.storage_url)
+    assert "do not belong together" in refused.stderr
+    assert place.stored_keys() == {theirs.storage_key}
 
 
 def test_damaged_bytes_are_not_copied(local: Place, place: Place) -> None:
@@ -105,22 +122,32 @@ def _replace(store: ImageStore, record: ImageRecord, image_bytes: bytes) -> None
     store.save(record.storage_key, image_bytes, HEADER.media_type)
 
 
+def copy_with_interruptions(local: Place, source: str, target: str, done: Callable[[], int]) -> None:
+    """Interrupted five times while it copies, and then let go on to its end."""
+    arguments = ["copy", "--from", source, "--to", target]
+    for number in range(5):
+        before = done()
+        command = [sys.executable, "-m", "circles.storage", *arguments]
+        with subprocess.Popen(command, env=variables(local), stderr=subprocess.DEVNULL) as process:
+            wait_until(partial(_is_beyond, done, before + 20))
+            process.send_signal(signal.SIGKILL if number % 2 else signal.SIGINT)
+            assert process.wait(30) != 0
+        assert done() < 300
+    finished = run(local, *arguments)
+    assert "300 images copied and compared" in finished.stdout, finished.stderr
+
+
+def _is_beyond(done: Callable[[], int], count: int) -> bool:
+    return done() >= count
+
+
 @pytest.mark.parametrize("world", NAMES[1:2], indirect=True)
 def test_copy_that_is_interrupted_again_and_again_ends_complete(local: Place, place: Place) -> None:
     """By Ctrl-C and by SIGKILL in turn."""
     fill(local.open_book(max_pending=1000), 300)
-    interrupted = 0
-    for source, target in ((local.database_url, place.database_url), (local.storage_url, place.storage_url)):
-        arguments = ["copy", "--from", source, "--to", target]
-        for number in range(4):
-            command = [sys.executable, "-m", "circles.storage", *arguments]
-            with subprocess.Popen(command, env=variables(local), stderr=subprocess.DEVNULL) as process:
-                time.sleep(1.4 + 0.2 * number)
-                process.send_signal(signal.SIGKILL if number % 2 else signal.SIGINT)
-                interrupted += process.wait(30) != 0
-        finished = run(local, *arguments)
-        assert "300 images copied and compared" in finished.stdout, finished.stderr
-    assert interrupted >= 4
+    rows = place.open_database()
+    copy_with_interruptions(local, local.database_url, place.database_url, rows.count)
+    copy_with_interruptions(local, local.storage_url, place.storage_url, lambda: len(place.stored_keys()))
     assert run(place, "check", "--deep").returncode == 0
     assert place.stored_keys() == local.stored_keys()
     assert {record.image_id for record in place.open_book()._database.walk()} == {

@@ -15,9 +15,12 @@ from circles.errors import (
     DatabaseSchemaError,
     DatabaseUnavailableError,
     NotFoundError,
+    StorageMismatchError,
     StorageUnavailableError,
 )
-from circles.storage.database import Database, ImageRecord
+from circles.storage.database import Database
+from circles.storage.image_records import ImageRecord
+from circles.storage.images import open_image_store
 from circles.storage.records import RecordBook, image_id_of
 from tests.records import HEADER, add, found
 from tests.running import wait_until
@@ -267,6 +270,52 @@ def test_many_who_claim_at_once_get_different_pictures(place: Place, book: Recor
     assert set(claimed) == expected
 
 
+def test_slow_claimer_does_not_undo_what_another_one_did(place: Place, book: RecordBook) -> None:
+    add(book, b"bytes")
+    other = place.open_book()
+    (slow,) = book.claim_pending(1, lease_s=0)
+    (quick,) = other.claim_pending(1, lease_s=60)
+    assert not book.finish(slow, found(0.1))
+    assert not book.fail(slow, "too late")
+    book.rest([slow], 0)  # nor does it hand on what is the other one's
+    assert book.claim_pending(1, lease_s=60) == []
+    assert other.finish(quick, found(0.9))
+    kept = book.get(quick.image_id)
+    assert not book.finish(slow, found(0.1))
+    assert not other.finish(quick, found(0.2))
+    assert book.get(quick.image_id) == kept
+    # Asked for by a client, who has claimed nothing, it is done anew.
+    assert book.finish(kept, found(0.5))
+
+
+def test_upload_that_took_too_long_gets_no_row(place: Place) -> None:
+    """Its bytes may be swept away by another replica at any moment."""
+    impatient = RecordBook(open_image_store(place.storage_url), place.open_database(), 10, max_staging_s=0)
+    image_id = image_id_of(b"bytes")
+    key = impatient.stage(image_id, b"bytes", HEADER.media_type)
+    with pytest.raises(StorageUnavailableError, match="took too long"):
+        impatient.commit(image_id, key, HEADER, 5, None, found(0.9))
+    assert place.open_book().find(image_id) is None
+    assert place.stored_keys() == set()
+
+
+def test_store_of_another_database_is_refused(world: World, place: Place, book: RecordBook, tmp_path: Path) -> None:
+    """It would take the other's pictures for files that no row names."""
+    record, _ = add(book, b"bytes", found(0.9))
+    other = world.new_place(tmp_path / "other")
+    with pytest.raises(StorageMismatchError, match="do not belong together"):
+        RecordBook(open_image_store(place.storage_url), other.open_database(), 10)
+    other.close()
+    assert book.load(record) == b"bytes"
+
+
+@pytest.mark.parametrize("asked", ["nope", "a\0b", "", "A" * 64, "g" * 64, "'; DROP TABLE images; --"])
+def test_ids_that_no_image_can_have(book: RecordBook, asked: str) -> None:
+    for call in (lambda: book.get(asked), lambda: book.get_object(asked, asked), lambda: book.delete(asked)):
+        with pytest.raises(NotFoundError):
+            call()
+
+
 def _add_once(place: Place, barrier: "multiprocessing.synchronize.Barrier") -> bool:
     book = place.open_book()
     barrier.wait()
@@ -300,9 +349,11 @@ def test_restarted_database_costs_nobody_an_answer(world: World, place: Place, b
     assert world.database is not None
     record, _ = add(book, b"before", found(0.9))
     world.database.stop(at_once=True)
-    with pytest.raises(DatabaseUnavailableError):
-        book.get(record.image_id)
-    world.database.start()
+    try:
+        with pytest.raises(DatabaseUnavailableError):
+            book.get(record.image_id)
+    finally:
+        world.database.start()
     assert book.get(record.image_id) == record
     assert add(book, b"after", found(0.9))[1]
 
@@ -312,10 +363,12 @@ def test_bucket_that_is_away_is_named_so(world: World, place: Place, book: Recor
     assert world.bucket is not None
     record, _ = add(book, b"bytes", found(0.9))
     world.bucket.stop(at_once=True)
-    for call in (book.check_images, lambda: book.load(record), lambda: add(book, b"more", found(0.9))):
-        with pytest.raises(StorageUnavailableError, match="bucket does not work"):
-            call()
-    world.bucket.start()
+    try:
+        for call in (book.check_images, lambda: book.load(record), lambda: add(book, b"more", found(0.9))):
+            with pytest.raises(StorageUnavailableError, match="bucket does not work"):
+                call()
+    finally:
+        world.bucket.start()
     if world.bucket.keeps_its_data:
         wait_until(lambda: _has(book, record))  # it answers before it has found its volumes again
     assert add(book, b"more", found(0.9))[1]

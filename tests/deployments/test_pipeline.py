@@ -16,7 +16,7 @@ import pytest
 from circles.errors import DataFolderLockedError
 from circles.geometry import Circle
 from circles.storage.folder import FolderStore
-from circles.storage.images import new_key
+from circles.storage.images import SERVICE_KEY, new_key
 from circles.storage.lock import LOCK_NAME
 from tests.fakes import FixedDetector, GatedDetector
 from tests.pictures import disc_jpeg, draw_scene, encode
@@ -41,7 +41,8 @@ def status_of(api: RunningApi, response: httpx2.Response) -> str:
 
 
 def files_in(folder: Path) -> list[Path]:
-    return [path for path in (folder / "images").rglob("*") if path.is_file() and path.name != LOCK_NAME]
+    ours = (LOCK_NAME, SERVICE_KEY)
+    return [path for path in (folder / "images").rglob("*") if path.is_file() and path.name not in ours]
 
 
 def test_scores_floor_and_threshold(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Several ingress replicas on PostgreSQL and a bucket, taken apart under load: nothing lost, nothing doubled."""
 
+import contextlib
 import hashlib
 import threading
 import time
@@ -8,9 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import httpx2
+import psutil
 import pytest
 
-from circles.storage.database import Database, ImageRecord
+from circles.storage.database import Database
 from tests.pictures import disc_jpeg
 from tests.running import wait_until
 from tests.serving import RunningServe, running_serve
@@ -75,7 +77,8 @@ class Uploads:
                 seed += 4
 
 
-def _until_acknowledged(client: httpx2.Client, image_bytes: bytes) -> None:
+def _until_acknowledged(client: httpx2.Client, image_bytes: bytes) -> int:
+    """How it was."""
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
         try:
@@ -83,8 +86,10 @@ def _until_acknowledged(client: httpx2.Client, image_bytes: bytes) -> None:
         except httpx2.TransportError:
             continue
         if response.status_code in (200, 201, 202):
-            return
-        assert response.status_code in (429, 500, 502, 503, 504), response.text
+            return response.status_code
+        # HAProxy makes a plain 500 of its own 502, 503 and 504; the application's would be a problem document.
+        is_haproxys = response.status_code == 500 and "problem" not in response.headers.get("Content-Type", "")
+        assert is_haproxys or response.status_code in (429, 502, 503, 504), response.text
         time.sleep(0.2)
     raise AssertionError("not acknowledged within 90 s")
 
@@ -97,20 +102,11 @@ def assert_all_there(service: RunningServe, place: Place, pictures: list[bytes])
             wait_until(partial(_is_done, client, path), timeout_s=60)
             assert client.get(f"{path}/content").content == image_bytes
     database = Database(place.database_url)
-    named = {record.storage_key for record in _all_records(database)}
+    records = list(database.walk())
     database.close()
-    assert named <= place.stored_keys()
-    assert len(named) == len({key.partition(".")[0] for key in named})
-
-
-def _all_records(database: Database) -> Iterator[ImageRecord]:
-    cursor = None
-    while True:
-        page = database.page(200, cursor, None, 0)
-        yield from (record for record, _ in page.items)
-        cursor = page.next_cursor
-        if cursor is None:
-            return
+    assert {record.storage_key for record in records} <= place.stored_keys()
+    # The detector of these tests always finds three: more would be one picture's objects written twice.
+    assert {len(record.objects) for record in records} == {3}
 
 
 def _is_done(client: httpx2.Client, path: str) -> bool:
@@ -146,9 +142,10 @@ def test_replicas_killed_one_after_the_other_lose_and_double_nothing(service: Ru
     while time.monotonic() < until:
         replicas = service.replica_processes("Ingress")
         if replicas:
-            replicas[0].kill()
-            killed += 1
-        time.sleep(1)
+            with contextlib.suppress(psutil.NoSuchProcess):  # it went since
+                replicas[0].kill()
+                killed += 1
+        time.sleep(1)  # the pace of the killings; nothing is waited for
     uploads.end()
     assert killed >= 6
     assert len(uploads.acknowledged) > 20
@@ -175,12 +172,14 @@ def test_parts_that_go_and_come_back_lose_nothing(
     assert server is not None
     uploads = Uploads(service, first_seed=10_000 if server is world.database else 20_000)
     wait_until(lambda: len(uploads.acknowledged) > 10)
-    server.stop(at_once=True)
     with service.client() as client:
-        wait_until(lambda: client.get("/ready").status_code == 503)
-        assert client.get("/health").status_code == 200
-        time.sleep(away_s)
-        server.start()
+        server.stop(at_once=True)
+        try:
+            wait_until(lambda: client.get("/ready").status_code == 503)
+            assert client.get("/health").status_code == 200
+            time.sleep(away_s)  # the length of the outage; nothing is waited for
+        finally:
+            server.start()
         before = len(uploads.acknowledged)
         wait_until(lambda: len(uploads.acknowledged) > before + 10, timeout_s=60)
         uploads.end()

@@ -6,16 +6,16 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import mysql
 
+from circles.storage.migrations.steps import create_index
+
 revision = "0001"
 down_revision = None
 
 
 def upgrade() -> None:
     moment = sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")  # whole seconds otherwise
-    any_script: dict[str, Any] = {
-        "mysql_charset": "utf8mb4",
-        "mariadb_charset": "utf8mb4",
-    }  # whatever the database's default is
+    # Whatever the database's default is.
+    any_script: dict[str, Any] = {"mysql_charset": "utf8mb4", "mariadb_charset": "utf8mb4"}
     op.create_table(
         "images",
         sa.Column("image_id", sa.String(64), primary_key=True),
@@ -31,9 +31,10 @@ def upgrade() -> None:
         sa.Column("detector_name", sa.String(64)),
         sa.Column("detector_version", sa.String(64)),
         **any_script,
+        if_not_exists=True,
     )
-    op.create_index("ix_images_created_at", "images", ["created_at", "image_id"])
-    op.create_index("ix_images_status", "images", ["status", "created_at", "image_id"])
+    create_index("ix_images_created_at", "images", ["created_at", "image_id"])
+    create_index("ix_images_status", "images", ["status", "created_at", "image_id"])
     op.create_table(
         "objects",
         sa.Column("object_id", sa.String(36), primary_key=True),
@@ -45,10 +46,12 @@ def upgrade() -> None:
             for name in ("x_min", "y_min", "x_max", "y_max", "center_x", "center_y", "radius", "score")
         ),
         **any_script,
+        if_not_exists=True,
     )
-    op.create_index("ix_objects_image_id", "objects", ["image_id", "rank"])
+    create_index("ix_objects_image_id", "objects", ["image_id", "rank"])
 
 
 def downgrade() -> None:
-    op.drop_table("objects")
-    op.drop_table("images")
+    op.drop_table("objects", if_exists=True)
+    op.drop_table("images", if_exists=True)
+    op.drop_table("service", if_exists=True)  # which its own revision leaves
