@@ -1,7 +1,6 @@
 """ApplicationModel: the application's detector as inference protocols know it; nothing of theirs is stored."""
 
 from circles.detection import ImageDetections
-from circles.detectors import detector_info
 from circles.settings import Settings
 from deployments.inference.requests import InferenceRequest
 from deployments.inference.served_model import detect_all
@@ -20,9 +19,10 @@ class ApplicationModel:
         self.admission = services.admission
         # Of its own: what stores nothing does not wait for the database and the disk.
         self._readiness = Readiness({"detector": services.detector.state})
-        # What an endpoint elsewhere is made of, only its answers tell.
-        is_known = self.settings.model_server_url is None or self.settings.mode == "dummy"
-        self.versions = [detector_info(self.settings.loaded_detector).version] if is_known else []
+
+    @property
+    def versions(self) -> list[str]:
+        return self._services.detector.versions
 
     @property
     def min_score(self) -> float:

@@ -17,6 +17,10 @@ DetectorState = Literal["ok", "asleep"]
 class AsyncDetector(Protocol):
     """Detects in encoded pictures, one a call, many calls at once."""
 
+    @property
+    def versions(self) -> list[str]:
+        """The one version that answers, or none while it is not known."""
+
     async def detect(self, image_bytes: bytes) -> ImageDetections:
         """What is in the picture.
 
@@ -45,6 +49,7 @@ class InProcessDetector:
         Args:
             batch_size: Most pictures detected in one call.
         """
+        self.versions = [detector.info.version]
         self._detector = detector
         self._batch_size = batch_size
         self._waiting: deque[tuple[bytes, asyncio.Future[DetectionOutcome]]] = deque()

@@ -9,6 +9,7 @@ from ray import serve
 from ray.serve.grpc_util import RayServegRPCContext
 from ray.serve.handle import DeploymentHandle
 
+from circles.detectors import detector_info
 from circles.detectors.encoded import open_detector
 from circles.settings import Score, Settings
 from deployments.api import create_api
@@ -73,7 +74,7 @@ class IngressDeployment:
 
 def _detector(settings: Settings, detector_handle: DeploymentHandle[Any] | None) -> AsyncDetector:
     if detector_handle is not None:
-        return ReplicaDetector(detector_handle, deployment_name="Detector")
+        return ReplicaDetector(detector_handle, "Detector", detector_info(settings.detector).version)
     if settings.mode == "real":
         return RemoteDetector(settings)
     return InProcessDetector(open_detector(settings))

@@ -50,6 +50,7 @@ class RemoteDetector:
         self._url = settings.model_server_url
         self._model_url = f"{self._url}/v{{version}}/models/{settings.model_name}"
         self._settings = settings
+        self.versions: list[str] = []
         self._protocol: _Protocol | None = None
         self._negotiating = asyncio.Lock()
         self._client = httpx2.AsyncClient(
@@ -141,6 +142,7 @@ class RemoteDetector:
         headers = {"Content-Type": v2_rest.BINARY_MEDIA_TYPE, v2_rest.HEADER_LENGTH: str(length)}
         content, answered = await self._post(f"{self._model_url.format(version=2)}/infer", body, headers)
         tensors, version = v2_rest.read_response(content, answered.get(v2_rest.HEADER_LENGTH))
+        self.versions = [clean_name(version)]
         return detections_of_tensors(tensors), version
 
     async def _ask_v1(self, image_bytes: bytes) -> _Found:

@@ -25,7 +25,12 @@ class ReplicaDetector:
     safe.
     """
 
-    def __init__(self, detector_handle: DeploymentHandle[Any], deployment_name: str) -> None:
+    def __init__(self, detector_handle: DeploymentHandle[Any], deployment_name: str, version: str) -> None:
+        """
+        Args:
+            version: Of the detector that the replicas load.
+        """
+        self.versions = [version]
         self._handle = detector_handle
         self._deployment_name = deployment_name
         self._app_name = serve.get_replica_context().app_name

@@ -60,6 +60,7 @@ class GatedDetector:
 
     def __init__(self, detector: FixedDetector, max_pixels: int = 10**9) -> None:
         self._detector = InProcessDetector(EncodedDetector(detector, max_pixels, min_score=0.1))
+        self.versions = self._detector.versions
         self._gate = asyncio.Event()
         self._gate.set()
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -30,6 +30,8 @@ class InferenceServer:
 
     url: str
     grpc_address: str
+    is_elsewhere: bool = False
+    """Whether it detects at a model server, and so knows all numbers with the 32 bits in which V2 sends them."""
 
 
 def rows_of(detections: Sequence[Detection]) -> Rows:

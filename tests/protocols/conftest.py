@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import Iterator
 
+import httpx2
 import pytest
 
 from circles.detectors.encoded import EncodedDetector, open_detector
@@ -27,7 +28,8 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             local.stop()
             assert not local.processes()
     elif external_url is not None:
-        yield InferenceServer(external_url, request.config.getoption("--service-grpc"))
+        is_elsewhere = httpx2.get(f"{external_url}/config").json()["model_server_url"] is not None
+        yield InferenceServer(external_url, request.config.getoption("--service-grpc"), is_elsewhere)
     else:
         with running_serve(folder) as service:
             yield InferenceServer(service.url, service.grpc_address)

@@ -10,6 +10,7 @@ import httpx2
 import pytest
 from kserve import InferenceGRPCClient
 
+from circles.detectors import detector_info
 from serve_app.local import LocalModelServer
 from serve_app.processes import free_port
 from tests.pictures import disc_jpeg
@@ -69,7 +70,8 @@ def test_model_server_detects_and_no_replica_does(service: RunningServe, client:
     assert service.replica_pids()["Detector"] == set()
     predicted = client.post(f"/v1/models/{MODEL}:predict", json=v1_request([disc_jpeg(1)]))
     assert len(predicted.json()["predictions"][0]) == 2
-    assert client.get(f"/v2/models/{MODEL}").json()["versions"] == []
+    # Its answers have told the version.
+    assert client.get(f"/v2/models/{MODEL}").json()["versions"] == [detector_info("heatmap").version]
 
 
 def test_uploads_wait_while_the_model_server_is_away(
