@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import APIRouter, FastAPI
+from fastapi_offline import FastAPIOffline
 
 import circles
 from deployments.api_keys import ApiKeys
@@ -19,7 +20,11 @@ from deployments.routes import images, inference, objects, system
 from deployments.services import Services
 
 _API_PREFIX = "/api/v1"
-_OPEN_PATHS = ("/health", "/ready", "/", "/docs", "/openapi.json")
+_DOCS_FILES = "/static/docs"
+_OPEN_PATHS = (
+    *("/health", "/ready", "/", "/docs", "/openapi.json"),
+    *(f"{_DOCS_FILES}/{name}" for name in ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")),
+)
 
 
 def create_api(services: Services, *, is_behind_serve: bool) -> FastAPI:
@@ -35,12 +40,13 @@ def create_api(services: Services, *, is_behind_serve: bool) -> FastAPI:
         async with services.running():
             yield
 
-    app = FastAPI(
+    app = FastAPIOffline(
         title="Circle detection",
         description="Finds circular objects in photographs. Every /api/v1 path also answers without that prefix.",
         version=circles.__version__,
         lifespan=lifespan,
         redoc_url=None,
+        static_url=_DOCS_FILES,
     )
     app.state.services = services
     app.state.served_model = ApplicationModel(services)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import grpc
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
+from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
@@ -56,12 +57,13 @@ def create_model_server(model: LoadableModel, grpc_address: str) -> FastAPI:
             await server.stop(grace=_GRPC_GRACE_S)
             await model.unload_model()
 
-    app = FastAPI(
+    app = FastAPIOffline(
         title="Circle detection model server",
         description="KServe's V1 protocol and the Open Inference Protocol (V2; gRPC on a port of its own).",
         version=circles.__version__,
         lifespan=lifespan,
         redoc_url=None,
+        static_url="/static/docs",
     )
     app.state.served_model = model
     app.include_router(inference.router)
@@ -91,7 +93,12 @@ async def get_metrics() -> Response:
 
 def _repository_router(model: LoadableModel) -> APIRouter:
     """The protocol's model repository extension, for the one model."""
-    router = APIRouter(prefix="/v2/repository", tags=["model repository"], route_class=inference.ProtocolRoute)
+    router = APIRouter(
+        prefix="/v2/repository",
+        tags=["model repository"],
+        route_class=inference.ProtocolRoute,
+        responses=inference.RESPONSES,
+    )
 
     @router.post("/index")
     async def index() -> list[dict[str, str]]:

@@ -76,7 +76,7 @@ async def _named_model(model: ServedModelParameter, request: Request, model_name
 NamedModelParameter = Annotated[ServedModel, Depends(_named_model)]
 
 _ERROR = {"content": {"application/json": {"schema": {"type": "object", "properties": {"error": {"type": "string"}}}}}}
-_RESPONSES: dict[int | str, dict[str, Any]] = {
+RESPONSES: dict[int | str, dict[str, Any]] = {
     400: {"description": "The request is not what the protocol and the detector take", **_ERROR},
     404: {"description": "No such model", **_ERROR},
     408: {"description": "The body was not sent in time", **_ERROR},
@@ -86,7 +86,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     "default": {"description": "Any other failure", **_ERROR},  # keeps FastAPI from documenting its own kind of 422
 }
 
-router = APIRouter(route_class=ProtocolRoute, responses=_RESPONSES)
+router = APIRouter(route_class=ProtocolRoute, responses=RESPONSES)
 
 
 def _inlined_schema(body: type[BaseModel]) -> dict[str, Any]:

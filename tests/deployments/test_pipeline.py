@@ -290,9 +290,9 @@ def test_database_that_is_away_is_503(tmp_path: Path) -> None:
 
 def test_keys_are_wanted_when_set(tmp_path: Path) -> None:
     with service(tmp_path, GatedDetector(FixedDetector(*FOUND)), api_keys="alpha,beta") as api:
-        for path in ("/health", "/ready", "/", "/docs", "/openapi.json"):
+        for path in ("/health", "/ready", "/", "/docs", "/openapi.json", "/static/docs/swagger-ui-bundle.js"):
             assert api.client.get(path).status_code in (200, 307)
-        for path in ("/images/", "/config", "/api/v1/images", "/nope", "/health/x"):
+        for path in ("/images/", "/config", "/api/v1/images", "/nope", "/health/x", "/static/docs/x"):
             refused = api.client.get(path)
             assert (refused.status_code, refused.json()["title"]) == (401, "Unauthorized")
             assert refused.headers["WWW-Authenticate"] == "Bearer"

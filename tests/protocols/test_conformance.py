@@ -1,6 +1,7 @@
 """KServe's clients get from every protocol what the detector says, and the truth about the model."""
 
 import asyncio
+import re
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +168,12 @@ def test_kserves_clients_ask_for_health(server: InferenceServer) -> None:
 
 
 def test_documentation_lists_the_protocols(server: InferenceServer) -> None:
-    assert httpx2.get(f"{server.url}/docs").status_code == 200
+    page = httpx2.get(f"{server.url}/docs")
+    assert page.status_code == 200
+    # The page shows without anything from elsewhere.
+    files = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert len(files) == 3
+    assert {httpx2.get(server.url + path).status_code for path in files} == {200}
     paths = httpx2.get(f"{server.url}/openapi.json").json()["paths"]
     assert {path for path in paths if path.startswith(("/v1", "/v2")) and "repository" not in path} == {
         "/v1/models",
