@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import sqlalchemy
+from sqlalchemy.engine import make_url
 
 from circles.detection import DetectorInfo
 from circles.errors import (
@@ -356,6 +358,27 @@ def test_restarted_database_costs_nobody_an_answer(world: World, place: Place, b
         world.database.start()
     assert book.get(record.image_id) == record
     assert add(book, b"after", found(0.9))[1]
+
+
+@pytest.mark.parametrize("world", NAMES[1:2], indirect=True)
+def test_standby_that_lets_nobody_write_is_named_and_left_for_the_new_primary(place: Place, book: RecordBook) -> None:
+    record, _ = add(book, b"bytes", found(0.9))
+    name = make_url(place.database_url).database
+    # A role that it takes on for new connections, as those to a server that has become the standby.
+    admin = sqlalchemy.create_engine(place.database_url, isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool)
+    with admin.connect() as connection:
+        connection.execute(sqlalchemy.text(f"ALTER DATABASE {name} SET default_transaction_read_only = on"))
+    place.close()
+    book = place.open_book()
+    with pytest.raises(DatabaseUnavailableError, match="read-only"):
+        book.check_database()
+    assert book.get(record.image_id) == record
+    with admin.connect() as connection:
+        connection.execute(sqlalchemy.text("SET default_transaction_read_only = off"))
+        connection.execute(sqlalchemy.text(f"ALTER DATABASE {name} SET default_transaction_read_only = off"))
+    with pytest.raises(DatabaseUnavailableError, match="read-only"):
+        book.check_database()  # by the connection that the reading left; it goes
+    assert book.check_database() == "ok"
 
 
 @pytest.mark.parametrize("world", NAMES[1:], indirect=True)

@@ -277,6 +277,15 @@ def test_orphaned_files_go_after_their_grace(tmp_path: Path) -> None:
         assert upload(api, disc_jpeg(1)).status_code == 201
 
 
+def test_images_go_when_their_time_is_over(tmp_path: Path) -> None:
+    with service(tmp_path, GatedDetector(FixedDetector(*FOUND)), retention_days=1) as api:
+        kept = upload(api, disc_jpeg(1)).headers["Location"]
+        assert api.client.get(kept).status_code == 200
+    with service(tmp_path, GatedDetector(FixedDetector(*FOUND)), retention_days=1e-9) as api:
+        wait_until(lambda: api.client.get(kept).status_code == 404)
+        wait_until(lambda: not files_in(tmp_path))
+
+
 def test_database_that_is_away_is_503(tmp_path: Path) -> None:
     with service(tmp_path, GatedDetector(FixedDetector(*FOUND))) as api:
         with api.services.database._writing() as connection:
