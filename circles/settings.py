@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, SecretStr, model_validator
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
@@ -249,3 +249,18 @@ class Settings(BaseSettings):
             "database_url": make_url(self.database_url).render_as_string(hide_password=True),
             "min_score": self.default_min_score,
         }
+
+
+# Their values may hold a password, also where they are refused.
+_NOT_TO_BE_REPEATED = frozenset({"database_url", "api_keys", "model_server_url"})
+
+
+def why_refused(error: ValidationError) -> str:
+    """What is wrong with settings, a line for each, with the value that was given unless it may be a secret."""
+    lines = []
+    for entry in error.errors(include_url=False):
+        name = ".".join(map(str, entry["loc"]))
+        is_shown = name and name not in _NOT_TO_BE_REPEATED
+        given = f" (it is {entry['input']!r})" if is_shown else ""
+        lines.append(f"{name or 'settings'}: {entry['msg']}{given}")
+    return "\n".join(lines)

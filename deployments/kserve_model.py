@@ -8,11 +8,12 @@ import anyio.to_thread
 import kserve
 import typer
 import uvicorn
+from pydantic import ValidationError
 
 from circles.detection import ImageDetections
 from circles.detectors.encoded import open_detector
 from circles.errors import DetectorUnavailableError, WeightsError
-from circles.settings import Settings
+from circles.settings import Settings, why_refused
 from deployments.admission import Admission
 from deployments.async_detectors import InProcessDetector
 from deployments.inference.requests import InferenceRequest
@@ -95,7 +96,10 @@ def main(
     the business of the gateway in front.
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
-    settings = Settings() if model_name is None else Settings(model_name=model_name)
+    try:
+        settings = Settings() if model_name is None else Settings(model_name=model_name)
+    except ValidationError as error:
+        raise SystemExit(f"error: {why_refused(error)}") from error
     if settings.api_key_list:
         logger.warning("API_KEYS is not heeded here: anybody who reaches this server may use it, and unload its model")
     model = CircleModel(settings)

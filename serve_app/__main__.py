@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from circles.errors import CirclesError
-from circles.settings import Settings
+from circles.settings import Settings, why_refused
 from circles.storage.engine import is_sqlite
 from circles.storage.lock import DataFolderLock
 from circles.storage.schema import migrate
@@ -188,7 +188,7 @@ def _start(service: LocalService, variables: dict[str, str], ports: Ports) -> No
         if not service.processes():
             _prepare_database(settings)
     except ValidationError as error:
-        _fail(error)
+        _fail(why_refused(error))
     except CirclesError as error:
         _fail(error.detail)
     is_elsewhere = settings.mode == "real" and settings.model_server_url is not None

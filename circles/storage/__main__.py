@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import track
 
 from circles.errors import CirclesError
-from circles.settings import Settings
+from circles.settings import Settings, why_refused
 from circles.storage import moving
 from circles.storage.database import Database
 from circles.storage.engine import DRIVERS, is_sqlite
@@ -183,7 +183,7 @@ def _settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        _fail(str(error))
+        _fail(why_refused(error))
 
 
 @contextlib.contextmanager

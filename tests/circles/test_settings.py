@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from circles.settings import Settings
+from circles.settings import Settings, why_refused
 
 SHARED = {"database_url": "postgresql+psycopg://db/circles", "storage_url": "s3://pictures/uploads"}
 
@@ -71,4 +71,14 @@ def test_settings_for_many_replicas() -> None:
 def test_passwords_are_not_repeated_where_they_are_refused() -> None:
     with pytest.raises(ValidationError) as refusal:
         Settings(database_url="postgresql://me:secret@db/x")
-    assert "secret" not in str(refusal.value)
+    assert "secret" not in str(refusal.value) + why_refused(refusal.value)
+    assert "'postgresql' is none of" in why_refused(refusal.value)
+
+
+def test_refusals_name_the_value() -> None:
+    with pytest.raises(ValidationError) as refusal:
+        Settings.model_validate({"detector": "owl", "max_in_flight": 0})
+    detector, in_flight = why_refused(refusal.value).splitlines()
+    assert detector.startswith("detector: Input should be 'heatmap'")
+    assert detector.endswith("(it is 'owl')")
+    assert in_flight == "max_in_flight: Input should be greater than or equal to 1 (it is 0)"
