@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Annotated
 
 from fastapi import Depends, Query, Request
 
+from circles.errors import StorageUnavailableError
 from circles.settings import Score, Settings
 from circles.storage.database import Database
 from circles.storage.engine import is_sqlite
@@ -83,11 +85,12 @@ def open_services(settings: Settings, detector: AsyncDetector, holder: str) -> S
         DataFolderLockedError: Another service uses the data folder.
         DatabaseSchemaError: The tables are not those of this version.
         StorageMismatchError: The store's files are those of another database.
-        DatabaseUnavailableError, StorageUnavailableError: They cannot be opened.
+        DatabaseUnavailableError, StorageUnavailableError: They cannot be opened, or would go with the pod.
     """
     with contextlib.ExitStack() as opened:
         locks = []
         for folder in _local_folders(settings):
+            _check_outlives_pod(folder)
             locks.append(DataFolderLock(folder, holder, settings.drain_timeout_s + _LOCK_SLACK_S))
             opened.callback(locks[-1].release)
         is_alone = is_sqlite(settings.database_url)  # with the lock of its folder
@@ -130,6 +133,18 @@ def _local_folders(settings: Settings) -> list[Path]:
     if is_local(settings.storage_url):
         folders.add(local_folder(settings.storage_url).resolve())
     return sorted(folders)
+
+
+def _check_outlives_pod(folder: Path) -> None:
+    """Refuses to keep anything in the container's own file system, where nobody mounted a volume."""
+    if "KUBERNETES_SERVICE_HOST" not in os.environ:
+        return
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if existing.stat().st_dev == Path("/").stat().st_dev:
+        raise StorageUnavailableError(
+            f"{folder} is in the container's own file system, which goes with the pod: mount a volume there, or give "
+            "PostgreSQL or MySQL as DATABASE_URL and a bucket as STORAGE_URL"
+        )
 
 
 async def services_of(request: Request) -> Services:
