@@ -148,6 +148,9 @@ class Settings(BaseSettings):
     detector_num_cpus: float = Field(default=0.8, gt=0)
     """Cores that Ray reserves for one detector replica."""
 
+    detector_num_gpus: float = Field(default=0.0, ge=0)
+    """GPUs that Ray reserves for one detector replica; `heatmap-torch` uses them."""
+
     detector_threads: int = Field(default=1, ge=1)
     """Threads that one detector replica computes with (OpenCV, torch)."""
 
@@ -169,6 +172,15 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"detector_min_replicas ({self.detector_min_replicas}) is above "
                 f"detector_max_replicas ({self.detector_max_replicas})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_gpus(self) -> Self:
+        if self.detector_num_gpus > 0 and self.detector != "heatmap-torch":
+            raise ValueError(
+                f"detector_num_gpus is {self.detector_num_gpus:g}, but {self.detector} computes on the CPU: "
+                "give heatmap-torch as detector"
             )
         return self
 

@@ -47,7 +47,7 @@ def build_app(settings: Settings) -> Application:
 def _detector(settings: Settings) -> Application:
     deployment = serve.deployment(
         name="Detector",
-        ray_actor_options={"num_cpus": settings.detector_num_cpus},
+        ray_actor_options={"num_cpus": settings.detector_num_cpus, "num_gpus": settings.detector_num_gpus},
         autoscaling_config={
             "min_replicas": settings.detector_min_replicas,
             "max_replicas": settings.detector_max_replicas,

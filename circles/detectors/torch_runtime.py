@@ -22,20 +22,26 @@ from circles.imaging import RGBImage
 
 
 class TorchRuntime:
-    """Both networks on the CPU, batch normalisation folded into the convolutions."""
+    """Both networks on one device, batch normalisation folded into the convolutions."""
 
     def __init__(
-        self, heatmap: HeatmapNetwork, rim: RimNetworks, calibration: Calibration, version: str = "in training"
+        self,
+        heatmap: HeatmapNetwork,
+        rim: RimNetworks,
+        calibration: Calibration,
+        version: str = "in training",
+        device: str = "cpu",
     ) -> None:
         """Takes copies, so that training may go on."""
-        self._heatmap = ServingNetwork(heatmap).cpu()
-        self._rim = rim.for_serving().cpu()
+        self._device = torch.device(device)
+        self._heatmap = ServingNetwork(heatmap).to(self._device)
+        self._rim = rim.for_serving().to(self._device)
         self.calibration = calibration
         self.version = version
 
     @classmethod
     def load(cls, folder: Path = WEIGHTS_FOLDER, threads: int = 1) -> Self:
-        """The networks of this folder.
+        """The networks of this folder, on a GPU where this process may use one, else on the CPU.
 
         Args:
             threads: Of PyTorch in this process.
@@ -53,16 +59,17 @@ class TorchRuntime:
                 network.load_state_dict(own)
             except RuntimeError as error:
                 raise WeightsError(f"{path} does not fit the {name} network: {error}") from error
-        return cls(heatmap, rim, read_calibration(folder), weights_version(folder))
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return cls(heatmap, rim, read_calibration(folder), weights_version(folder), device)
 
     def cells(self, image: RGBImage) -> Array:
         with torch.inference_mode():
             # A copy where needed: torch wants memory that it may write to.
             pixels = torch.from_numpy(image if image.flags.writeable else image.copy())
-            maps: Array = self._heatmap(pixels[None])[0].numpy()
+            maps: Array = self._heatmap(pixels[None].to(self._device))[0].cpu().numpy()
         return maps
 
     def rims(self, strips: Strips, look: int) -> tuple[Array, Array]:
         with torch.inference_mode():
-            rim_logits, round_logits = self._rim(torch.from_numpy(strips), look)
-        return rim_logits.numpy(), round_logits.numpy()
+            rim_logits, round_logits = self._rim(torch.from_numpy(strips).to(self._device), look)
+        return rim_logits.cpu().numpy(), round_logits.cpu().numpy()

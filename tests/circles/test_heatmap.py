@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from circles.detection import Detection, circles_array
 from circles.detectors import default_min_score, load_detector
@@ -187,6 +188,15 @@ def test_scores_are_sorted_and_in_range(detector: Detector) -> None:
     scores = [detection.score for detection in detections]
     assert scores == sorted(scores, reverse=True)
     assert all(0 <= score <= 1 for score in scores)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU that PyTorch can use")
+def test_gpu_says_what_the_shipped_form_says(detector: Detector) -> None:
+    image = draw_scene(3).image
+    found, reference = (each.detect([image])[0] for each in (load_detector("heatmap-torch"), detector))
+    np.testing.assert_allclose(
+        [d.bbox.as_tuple() for d in found], [d.bbox.as_tuple() for d in reference[: len(found)]], atol=0.1
+    )
 
 
 def test_shipped_form_says_what_the_reference_says(detector: Detector) -> None:

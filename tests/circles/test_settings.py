@@ -43,6 +43,7 @@ def test_environment_wins_over_defaults_and_arguments_over_both(monkeypatch: pyt
         ({"model_server_url": "127.0.0.1:9090"}, "not the base URL"),
         ({"model_server_url": "http://me:secret@host"}, "not the base URL"),
         ({"model_name": "a/b"}, "model_name"),
+        ({"detector_num_gpus": 1}, "heatmap computes on the CPU"),
         ({"detector_min_replicas": 3, "detector_max_replicas": 2}, "detector_min_replicas"),
     ],
 )
