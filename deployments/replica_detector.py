@@ -31,7 +31,9 @@ class ReplicaDetector:
             version: Of the detector that the replicas load.
         """
         self.versions = [version]
-        self._handle = detector_handle
+        # Looked up once, here: the first look asks Serve's controller, and waits for it on the event loop. A replica that
+        # did so while the head node is being replaced would answer nobody.
+        self._detect = detector_handle.detect
         self._deployment_name = deployment_name
         self._app_name = serve.get_replica_context().app_name
 
@@ -45,7 +47,7 @@ class ReplicaDetector:
 
     async def _ask(self, image_bytes: bytes) -> DetectionOutcome:
         try:
-            outcome: DetectionOutcome = await self._handle.detect.remote(image_bytes)
+            outcome: DetectionOutcome = await self._detect.remote(image_bytes)
         # RayError: the replica died or cannot be reached; RayServeException: no replica, or their queue is full;
         # RpcError: the connection to a replica broke on the way.
         except (RayError, RayServeException, grpc.RpcError) as error:
