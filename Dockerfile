@@ -6,8 +6,7 @@
 # In both, the code lies in /app and its Python in /opt/venv, both of root; the program runs as user 1000 and writes to
 # /tmp only (in the application, Ray to /dev/shm too, and uploads go to /data), so the root file system may be read-only.
 
-# RAY_IMAGE=rayproject/ray:2.60.0-py311-gpu brings the CUDA libraries of nodes with GPUs; the detectors compute on the CPU
-# on either.
+# For nodes with GPUs: RAY_IMAGE=rayproject/ray:2.60.0-py311-gpu and WITH_TORCH=1 (kuberay/components/gpu).
 ARG RAY_IMAGE=rayproject/ray:2.60.0-py311-cpu
 ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
 

@@ -31,8 +31,8 @@ class ReplicaDetector:
             version: Of the detector that the replicas load.
         """
         self.versions = [version]
-        # Looked up once, here: the first look asks Serve's controller, and waits for it on the event loop. A replica that
-        # did so while the head node is being replaced would answer nobody.
+        # Looked up once, here: the first look asks Serve's controller, and waits for it on the event loop. A replica
+        # that did so while the head node is being replaced would answer nobody.
         self._detect = detector_handle.detect
         self._deployment_name = deployment_name
         self._app_name = serve.get_replica_context().app_name

