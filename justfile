@@ -31,11 +31,13 @@ lock *arguments: install-deps
 proto: install-deps
     {{ python }} -m grpc_tools.protoc -I . --python_out=. --pyi_out=. deployments/inference/open_inference.proto
 
-# Serve with the real detector, test and evaluate that, sum up, stay until Ctrl-C; with -k the model server detects
-[arg('kserve', long, short='k', value='--kserve', help='detect in the KServe model server, started too')]
+# Serve with the real detector, test and evaluate that, sum up, stay until Ctrl-C; with -k on a Kind cluster
+[arg('program', long='k8s', short='k', value='kuberay/cluster/dev.sh', help='on a Kind cluster')]
+[arg('clean', long, value='--clean', help='with --k8s: on a cluster made anew')]
+[arg('kserve', long, value='--kserve', help='without --k8s: detect in the KServe model server, started too')]
 [group('run')]
-dev kserve='': install-deps
-    @{{ python }} -m serve_app dev {{ kserve }}
+dev program=(python + ' -m serve_app dev') clean='' kserve='': install-deps
+    @{{ program }} {{ clean }} {{ kserve }}
 
 # Serve the application: fixed answers, or the real detector with -r
 [arg('background', long, short='b', value='--background', help='return once it is ready')]
@@ -50,8 +52,6 @@ backend real='' background='': install-deps
 model-server background='': install-deps
     @{{ python }} -m serve_app model-server {{ background }}
 
-# Not there yet: every word on a cluster (`--k8s`)
-
 # Bring the database's tables to this version's form (`dev` and `backend` do it themselves)
 [group('run')]
 migrate *arguments: install-deps
@@ -62,15 +62,18 @@ migrate *arguments: install-deps
 storage *arguments: install-deps
     @{{ python }} -m circles.storage {{ arguments }}
 
-# End everything that this checkout started, and only that
+# End everything that this checkout started, and only that; with -k take the application off the Kind cluster
+[arg('program', long='k8s', short='k', value='kuberay/cluster/down.sh', help='take the application off the Kind cluster')]
+[arg('force', long, value='--force', help='with --k8s: delete the cluster')]
 [group('run')]
-clean: install-deps
-    @{{ python }} -m serve_app stop
+clean program=(python + ' -m serve_app stop') force='': install-deps
+    @{{ program }} {{ force }}
 
 # Show what runs
+[arg('program', long='k8s', short='k', value='kuberay/cluster/status.sh', help='on the Kind cluster')]
 [group('watch')]
-status: install-deps
-    @{{ python }} -m serve_app status
+status program=(python + ' -m serve_app status'): install-deps
+    @{{ program }}
 
 # Ask the service on port 8000 whether it is alive and ready
 [group('watch')]
@@ -84,15 +87,28 @@ logs follow='': install-deps
     @{{ python }} -m serve_app logs {{ follow }}
 
 # Show the addresses of what runs
+[arg('program', long='k8s', short='k', value='kuberay/cluster/endpoints.sh', help='on the Kind cluster')]
 [group('watch')]
-endpoints: install-deps
-    @{{ python }} -m serve_app endpoints
+endpoints program=(python + ' -m serve_app endpoints'): install-deps
+    @{{ program }}
 
-# Run all tests; with -m only those over HTTP, against the service that runs on port 8000
+# Deploy an environment to the cluster named by --context: dev, stage or prod [--yes]
+[group('cluster')]
+deploy *arguments: install-deps
+    @kuberay/cluster/deploy.sh {{ arguments }}
+
+# Show what the application on the Kind cluster says; go on as it says more with -f
+[arg('follow', long, short='f', value='--follow', help='go on as it says more')]
+[group('cluster')]
+k8s-logs follow='':
+    @kuberay/cluster/logs.sh {{ follow }}
+
+# Run all tests; with -m only those over HTTP, against the service on port 8000, with -k against the Kind cluster's
+[arg('program', long='k8s', short='k', value='kuberay/cluster/up.sh && kuberay/cluster/check.sh', help='those over HTTP, through the gateway of the Kind cluster, which is set up if needed')]
 [arg('manual', long, short='m', value='-m "serve and not control" --service-url http://127.0.0.1:8000', help='against a service that already runs')]
 [group('check')]
-test manual='': install-deps
-    {{ python }} -m pytest {{ manual }}
+test program=(python + ' -m pytest') manual='': install-deps
+    {{ program }} {{ manual }}
 
 # Run the unit tests alone: no Serve, some minutes
 [group('check')]
@@ -105,7 +121,9 @@ lint: install-deps
     .venv/bin/ruff check
     .venv/bin/ruff format --check
     .venv/bin/mypy
-    .venv/bin/shellcheck justw scripts/*.sh .ci/run
+    .venv/bin/hadolint Dockerfile
+    .venv/bin/yamllint --strict .
+    .venv/bin/shellcheck justw scripts/*.sh .ci/run kuberay/cluster/*.sh tests/kuberay/*.sh
 
 # Measure the default detector on a dataset; arguments go to `python -m evaluation`
 [group('check')]

@@ -72,7 +72,7 @@ def model_server(
 def dev(
     port: Port = 8000,
     grpc_port: GrpcPort = 9000,
-    kserve: Annotated[bool, typer.Option("--kserve", "-k", help="Detect in the KServe model server.")] = False,
+    kserve: Annotated[bool, typer.Option("--kserve", help="Detect in the KServe model server.")] = False,
 ) -> None:
     """Start it for real, test it, evaluate it, sum up, and stay until Ctrl-C."""
     service, server = _service(), LocalModelServer(_LOGS)

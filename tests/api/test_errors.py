@@ -1,7 +1,9 @@
 """Every way to be wrong, and that each is told as a problem document with a request id."""
 
+import contextlib
 import hashlib
 import socket
+import ssl
 import struct
 import zlib
 from urllib.parse import urlsplit
@@ -85,8 +87,12 @@ def test_other_content_types(client: httpx2.Client) -> None:
 def answer_to_unfinished(service_url: str, head: str, body: bytes) -> str:
     """The first of the answer to a request whose body stops before its end, while the connection stays open."""
     address = urlsplit(service_url)
-    with socket.create_connection((address.hostname, address.port), timeout=20) as connection:
-        connection.sendall(f"POST /images/ HTTP/1.1\r\nHost: test\r\n{head}\r\n\r\n".encode() + body)
+    with contextlib.ExitStack() as stack:
+        connection = stack.enter_context(socket.create_connection((address.hostname, address.port), timeout=20))
+        if address.scheme == "https":
+            context = ssl.create_default_context()  # trusts SSL_CERT_FILE, as the other clients do
+            connection = stack.enter_context(context.wrap_socket(connection, server_hostname=address.hostname))
+        connection.sendall(f"POST /images/ HTTP/1.1\r\nHost: {address.netloc}\r\n{head}\r\n\r\n".encode() + body)
         return connection.recv(65536).decode()
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
 import numpy as np
 from kserve import (
     InferenceGRPCClient,
@@ -32,6 +33,17 @@ class InferenceServer:
     grpc_address: str
     is_elsewhere: bool = False
     """Whether it detects at a model server, and so knows all numbers with the 32 bits in which V2 sends them."""
+
+    @property
+    def has_tls(self) -> bool:
+        """Whether a gateway is in front, for gRPC as for HTTP."""
+        return self.url.startswith("https:")
+
+    def grpc_channel(self) -> grpc.aio.Channel:
+        """For answers and requests of any size; certificates are those of GRPC_DEFAULT_SSL_ROOTS_FILE_PATH."""
+        if self.has_tls:
+            return grpc.aio.secure_channel(self.grpc_address, grpc.ssl_channel_credentials(), options=large_messages())
+        return grpc.aio.insecure_channel(self.grpc_address, options=large_messages())
 
 
 def rows_of(detections: Sequence[Detection]) -> Rows:
@@ -101,7 +113,9 @@ async def _ask_v2(server: InferenceServer, asked: InferRequest, count: int) -> l
 async def _ask_grpc(server: InferenceServer, images: Sequence[bytes], parameters: dict[str, Any]) -> list[Rows]:
     # KServe's client has no parameters that are fractions.
     asked = v2_request(images, {key: str(value) for key, value in parameters.items()}, is_binary=True)
-    async with InferenceGRPCClient(server.grpc_address, channel_args=large_messages()) as client:
+    async with InferenceGRPCClient(
+        server.grpc_address, use_ssl=server.has_tls, channel_args=large_messages()
+    ) as client:
         return _rows_of_v2(await client.infer(asked), len(images))
 
 

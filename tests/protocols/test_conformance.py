@@ -160,7 +160,7 @@ def test_kserves_clients_ask_for_health(server: InferenceServer) -> None:
                 found.append(await client.is_model_ready(server.url, MODEL))
                 if protocol == "v2":
                     found += [await client.is_server_ready(server.url), await client.is_server_live(server.url)]
-        async with InferenceGRPCClient(server.grpc_address) as client:
+        async with InferenceGRPCClient(server.grpc_address, use_ssl=server.has_tls) as client:
             found += [await client.is_server_live(), await client.is_server_ready(), await client.is_model_ready(MODEL)]
         return found
 

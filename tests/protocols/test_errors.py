@@ -15,7 +15,7 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2 as kserve_messages
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 
 from tests.pictures import disc_jpeg, encode, two_discs
-from tests.protocols.clients import MODEL, InferenceServer, large_messages, v1_request, v2_request
+from tests.protocols.clients import MODEL, InferenceServer, v1_request, v2_request
 
 GOOD = disc_jpeg(1)
 BAD_PICTURES = [
@@ -147,7 +147,7 @@ def grpc_failure(server: InferenceServer, request: Callable[[], Any]) -> tuple[g
     """Status and details of a refused call, made with KServe's stub: its client takes only what it deems right."""
 
     async def ask() -> tuple[grpc.StatusCode, str]:
-        async with grpc.aio.insecure_channel(server.grpc_address, options=large_messages()) as channel:
+        async with server.grpc_channel() as channel:
             with pytest.raises(grpc.aio.AioRpcError) as refusal:
                 await GRPCInferenceServiceStub(channel).ModelInfer(request(), timeout=60)
         return refusal.value.code(), refusal.value.details() or ""
