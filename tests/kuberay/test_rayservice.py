@@ -178,10 +178,11 @@ def cluster(
             (folder / claim).chmod(0o777)  # what fsGroup does
         try:
             for pod in service.init_pods("head", network, 2, folder):
-                pod.start()
-                status = pod.wait(60)
-                pod.kill()
-                assert status == 0, pod.log.read_text()
+                try:
+                    pod.start()
+                    assert pod.wait(60) == 0, pod.log.read_text()
+                finally:
+                    pod.kill()
             cluster.start_pod("head")
             groups = [name for name in ("ingress", "detector") for _ in range(service.group(name)["minReplicas"])]
             with ThreadPoolExecutor() as at_once:
