@@ -93,6 +93,7 @@ def _problems(application: _Application) -> Iterator[str]:
     yield from _replicas(application, settings)
     yield from _ports(application)
     yield from _fast_path(application)
+    yield from _tokens(application)
 
 
 def _writers(application: _Application, settings: Settings) -> Iterator[str]:
@@ -179,6 +180,18 @@ def _fast_path(application: _Application) -> Iterator[str]:
         chosen = {application.variables(group).get(name) == "1" for name in _FAST_PATH}
         if len(chosen) > 1:
             yield f"the {group} pods have one of {' and '.join(_FAST_PATH)}: set both or neither"
+
+
+def _tokens(application: _Application) -> Iterator[str]:
+    """Tokens are asked for at the gateway that there is: Istio's own, or that of the Gateway API."""
+    gateways = application.of_kind("Gateway")
+    is_gateway_api = any(each["apiVersion"].startswith("gateway.networking.k8s.io/") for each in gateways)
+    for each in application.of_kind("RequestAuthentication"):
+        if is_gateway_api and "targetRefs" not in each["spec"]:
+            yield (
+                f"RequestAuthentication {each['metadata']['name']} guards no gateway of the Gateway API, which would "
+                "let everybody in: list `jwt` before `gateway-api`"
+            )
 
 
 def main(folders: Annotated[list[Path], typer.Argument(help="Each with a kustomization of the application.")]) -> None:

@@ -141,7 +141,9 @@ renew_cluster() { # if KubeRay does not: under `upgradeStrategy: None` it leaves
         step "the Ray cluster starts anew; until then nothing answers"
         kubectl delete rayclusters --namespace circles --selector ray.io/originated-from-cr-name=circles >/dev/null
         # Its operator has noticed, so that what it says from here on is about the new one.
-        kubectl wait rayservice circles --namespace circles --for condition=Ready=false --timeout 2m >/dev/null
+        # By its path: kubectl passes over a condition that is older than the object's last change.
+        kubectl wait rayservice circles --namespace circles --timeout 2m \
+            --for 'jsonpath={.status.conditions[?(@.type=="Ready")].status}=False' >/dev/null
     fi
     kubectl annotate rayservice circles --namespace circles --overwrite \
         "circles.example.org/cluster=$description" >/dev/null

@@ -16,4 +16,6 @@ end_steps \
     "health, readiness      $url/health, $url/ready" \
     "certificate authority  $authority (curl --cacert; written by just test --k8s)" \
     "Ray dashboard          http://127.0.0.1:8265 after" \
-    "                       kubectl --context $context --namespace circles port-forward service/circles-head-svc 8265"
+    "                       kubectl --context $context --namespace circles port-forward \\" \
+    "                         \$(kubectl --context $context --namespace circles get pod --output name \\" \
+    "                         --selector app.kubernetes.io/component=head) 8265"

@@ -43,7 +43,7 @@ main() {
     apply --filename "$here/namespaces.yaml"
 
     step "Knative Serving ${KNATIVE_VERSION}"
-    once knative "$KNATIVE_VERSION $(cksum <"$here/knative.yaml")" install_knative
+    once knative "$KNATIVE_VERSION $NET_ISTIO_VERSION $(cksum <"$here/knative.yaml")" install_knative
 
     release kserve-crd kserve "$KSERVE_VERSION" "$KSERVE_CHARTS/kserve-crd"
     release kserve-resources kserve "$KSERVE_VERSION" "$KSERVE_CHARTS/kserve-resources" \
@@ -89,7 +89,7 @@ install_knative() {
     apply --filename "$KNATIVE_RELEASES/$KNATIVE_VERSION/serving-crds.yaml"
     kubectl wait crd --selector knative.dev/crd-install=true --for condition=Established --timeout 1m >/dev/null
     apply --filename "$KNATIVE_RELEASES/$KNATIVE_VERSION/serving-core.yaml"
-    apply --filename "$NET_ISTIO_RELEASES/$KNATIVE_VERSION/net-istio.yaml"
+    apply --filename "$NET_ISTIO_RELEASES/$NET_ISTIO_VERSION/net-istio.yaml"
     # Its webhooks judge the settings.
     kubectl wait deployment --all --namespace knative-serving --for condition=Available --timeout 10m >/dev/null
     apply --filename "$here/knative.yaml"

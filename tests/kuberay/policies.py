@@ -128,8 +128,10 @@ class _RequestRules:
         return {"not_id": _any_of([_token_of(value) for value in values], "or_ids", "ids")}
 
     def permission(self, operation: Fields) -> dict[str, Any]:
-        paths = [{"url_path": {"path": _text(path)}} for path in operation.take("notPaths")]
-        return {"not_rule": _any_of(paths, "or_rules", "rules")}
+        excepted: list[dict[str, Any]] = [{"url_path": {"path": _text(path)}} for path in operation.take("notPaths")]
+        # Ports of the gateway that no Gateway of the application opens.
+        excepted += [{"destination_port": int(port)} for port in operation.take("notPorts", [])]
+        return {"not_rule": _any_of(excepted, "or_rules", "rules")}
 
 
 def _policies(

@@ -157,6 +157,10 @@ class RayService:
             if "value" in entry:
                 variables[entry["name"]] = entry["value"]
                 continue
+            if "fieldRef" in entry["valueFrom"]:
+                assert entry["valueFrom"]["fieldRef"] == {"fieldPath": "metadata.labels['ray.io/node-type']"}
+                variables[entry["name"]] = "head"
+                continue
             reference = entry["valueFrom"]["secretKeyRef"]
             if reference["name"] in self.secrets:
                 variables[entry["name"]] = self.secrets[reference["name"]][reference["key"]]

@@ -398,7 +398,7 @@ EVERYTHING = set(PORTS)
     [
         pytest.param("istio-system", "istio-ingressgateway", {8000, 9000}, id="gateway"),
         pytest.param("istio-system", "istiod", set(), id="neighbour of the gateway"),
-        pytest.param("kuberay-operator", "kuberay-operator", {8000, 8265}, id="operator"),
+        pytest.param("kuberay-operator", "kuberay-operator", {8265}, id="operator"),
         pytest.param("monitoring", "prometheus-k8s", {8080, 9101}, id="prometheus"),
         pytest.param("monitoring-of-others", "prometheus", set(), id="somebody else's prometheus"),
         pytest.param("circles", "circles", EVERYTHING, id="workers"),

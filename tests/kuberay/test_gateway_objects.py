@@ -152,7 +152,8 @@ def test_probes_of_the_contract_pass_without_a_token(tmp_path: Path) -> None:
     objects = overlay_with("local", "jwt", tmp_path / "jwt")
     policy = find(objects, "AuthorizationPolicy", "circles-jwt")["spec"]
     (rule,) = policy["rules"]
-    assert rule["to"] == [{"operation": {"notPaths": [path + end for path in HEALTH_PATHS for end in ("", "/")]}}]
+    paths = [path + end for path in HEALTH_PATHS for end in ("", "/")]
+    assert rule["to"] == [{"operation": {"notPaths": paths, "notPorts": ["8081"]}}]
     (accepted,) = find(objects, "RequestAuthentication", "circles-jwt")["spec"]["jwtRules"]
     assert rule["from"] == [{"source": {"notRequestPrincipals": [f"{accepted['issuer']}/*"]}}]
 

@@ -155,6 +155,18 @@ def test_pods_end_after_their_replicas(overlay: str) -> None:
         assert Settings().drain_timeout_s < TIMEOUT_S < spec["terminationGracePeriodSeconds"]
 
 
+def test_clearing_of_redis_migrates_nothing() -> None:
+    """The operator runs the init container of a head that is gone once more, in a Job of another node type."""
+    head = _spec(list(rendered(KUBERAY / "overlays" / "prod")))["rayClusterConfig"]["headGroupSpec"]
+    (migrate,) = head["template"]["spec"]["initContainers"]
+    without_python = {"PATH": "/nowhere"}
+    shell = [shutil.which("sh"), *migrate["command"][1:]]
+    cleared = subprocess.run(shell, env={**without_python, "RAY_NODE_TYPE": "redis-cleanup"}, check=False)
+    assert cleared.returncode == 0
+    migrated = subprocess.run(shell, env={**without_python, "RAY_NODE_TYPE": "head"}, capture_output=True, check=False)
+    assert b"python" in migrated.stderr
+
+
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_parts_fit_each_other(overlay: str) -> None:
     assert problems(rendered(KUBERAY / "overlays" / overlay)) == []
@@ -254,6 +266,22 @@ def test_parts_that_do_not_fit_are_refused(change: Callable[[list[Manifest]], No
     assert problems(objects) == []
     change(objects)
     assert re.search(sentence, "\n".join(problems(objects)))
+
+
+@pytest.mark.parametrize(("order", "is_right"), [(("jwt", "gateway-api"), True), (("gateway-api", "jwt"), False)])
+def test_tokens_are_asked_for_at_the_gateway_that_there_is(
+    order: tuple[str, ...], is_right: bool, tmp_path: Path
+) -> None:
+    """`gateway-api` hands the policies of `jwt` over to its gateway, and has to come after it for that."""
+    names = ("istio", *order, "volume")
+    kustomization = {
+        "resources": [os.path.relpath(KUBERAY / "base", tmp_path)],
+        "components": [os.path.relpath(KUBERAY / "components" / name, tmp_path) for name in names],
+    }
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(kustomization), encoding="utf-8")
+    found = problems(rendered(tmp_path))
+    assert (found == []) is is_right
+    assert is_right or "list `jwt` before `gateway-api`" in found[0]
 
 
 def test_check_says_which_folder_is_wrong(tmp_path: Path) -> None:
