@@ -53,12 +53,14 @@ def suppress_duplicates(detections: Sequence[Detection], max_iou: float) -> list
         The survivors, best score first. Ties keep their given order.
     """
     ranked = sorted(detections, key=lambda detection: -detection.score)
-    if len(ranked) < 2:
-        return ranked
     circles = circles_array([detection.circle for detection in ranked])
-    overlaps = pairwise_circle_iou(circles, circles)  # (N, N)
-    kept: list[int] = []
-    for index in range(len(ranked)):
-        if not kept or overlaps[index, kept].max() <= max_iou:
-            kept.append(index)
-    return [ranked[index] for index in kept]
+    is_kept = np.ones(len(ranked), dtype=bool)
+    for index, circle in enumerate(circles):
+        if is_kept[index]:
+            # Only those that may touch it: all overlaps with all would take memory by the square of their number.
+            others = circles[index + 1 :]
+            apart = np.abs(others[:, :2] - circle[:2]).max(axis=1, initial=0.0)
+            near = index + 1 + np.flatnonzero(is_kept[index + 1 :] & (apart < others[:, 2] + circle[2]))
+            if near.size:
+                is_kept[near[pairwise_circle_iou(circle, circles[near])[0] > max_iou]] = False
+    return [ranked[index] for index in np.flatnonzero(is_kept)]

@@ -4,6 +4,10 @@ A picture is looked at as a whole, 128 and 448 px wide; where it has more detail
 px that there may be), again in overlapping tiles at twice the scale, and so on. Peaks of the heat map are
 objects (Zhou et al., "Objects as Points", 2019). A second, small network then looks at each of them unrolled around its
 rim, in the picture's full resolution: where exactly the rim is, and whether it is one.
+
+Whatever a picture shows, its cost is bounded. Where no small thing is sure, only so many tiles are looked at; of
+proposals the likeliest are looked at, and of those that look well the best twice. What got no look at its rim is not
+answered: a score without it would mean something else. What got but one is, with the rim that this one saw.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +20,7 @@ from numpy.typing import NDArray
 from circles.detection import Detection, DetectorInfo, suppress_duplicates
 from circles.detectors.rim import REACHES, fit, unroll
 from circles.detectors.runtimes import LEAST_SIDE_PX, SIZE_MULTIPLE_PX, STRIDE_PX, Array, Runtime
-from circles.geometry import BBox, Circle, Ellipse
+from circles.geometry import BBox, Circle, Ellipse, FloatArray
 from circles.imaging import RGBImage
 
 _VIEWS_PX = (128, 448, 896, 1792, 3584)  # longer side of the picture at each level
@@ -29,25 +33,39 @@ _OVERLAP_PX = 128  # of tiles; objects wider than that are the coarser levels' b
 _SMALL_RADIUS_PX = 12.0  # objects below it are looked at again, enlarged
 _LARGE_PICTURE_PX = 1500  # pictures from this size on are looked at twice, whatever was found
 _MIN_SCORE = 0.1
-_MAX_OBJECTS = 1000
 _MAX_IOU = 0.4
 _BORDER_PX = 2.0
 _WIDE, _NEAR = range(len(REACHES))
 _NEAR_LOOK_FROM = 0.3  # score of the wide look
-_STRIP_BATCH = 64  # of things placed at once: some 10 MB of the network's working memory
+_STRIP_BATCH = 8  # of strips in one run of the rim network: what its layers say of them stays in the cache
+
+# What one picture may cost, whatever is in it: room enough for 300 objects, small ones among clutter too.
+_MAX_TILES = 24  # where no small thing is sure; 1800 x 1200 px have 21
+_SURE_HEAT = 0.6  # as the heat map scores it: of many small round things some have more, blocks of noise have less
+_MAX_PEAKS = 3000  # of all that a level shows
+_MAX_OBJECTS = 1000  # when so many are sure, no finer level is looked at
+_WIDE_LOOKS = 128  # proposals looked at together; when none of them may be anything, those with less heat are left
+_MAX_NEAR_LOOKS = 400
 
 
 @dataclass(frozen=True, slots=True)
-class _Tile:
-    """A part of the picture as the network sees it: its corner at this level, and which of its sides are cuts."""
+class _Area:
+    """A part of the picture at one level: its corner and size there, and the size of the whole."""
 
-    image: RGBImage
     left: int
     top: int
     width: int
     height: int
     level_width: int
     level_height: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Tile:
+    """An area as the network sees it."""
+
+    image: RGBImage
+    area: _Area
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,41 +124,46 @@ class HeatmapDetector:
                 rim_logit,
                 ellipse.part_outside(width, height),
             )
-            for ellipse, heat_logit, rim_logit in zip(ellipses, heat_logits, rim_logits, strict=True)
+            # Shorter than the proposals where the rest was not worth a look: a score without one is no such score.
+            for ellipse, rim_logit, heat_logit in zip(ellipses, rim_logits, heat_logits, strict=False)
         ]
         return [each for each in evidence if each.bbox.width > 0 and each.bbox.height > 0]
 
     def _propose(self, image: RGBImage) -> list[Detection]:
-        """Peaks of the heat map, in px of the picture."""
+        """Peaks of the heat map, in px of the picture; best score first, ``_MAX_OBJECTS`` at most."""
         height, width = image.shape[:2]
         found: list[Detection] = []
+        small: list[Detection] = []
+        tiles_left = _MAX_TILES
         for level, view_px in enumerate(_VIEWS_PX):
             scale = min(view_px / max(width, height), _MAX_SCALE if level < _GIVEN_LEVELS else 1.0)
-            seen = [each for tile in _tiles(image, scale) for each in self._look(tile, scale, width, height)]
+            areas = _worthwhile(_areas(width, height, scale), small, scale, tiles_left)
+            tiles_left -= len(areas)
+            seen = [each for tile in _tiles(image, areas, scale) for each in self._look(tile, scale, width, height)]
             if level == 0:
                 seen = [each for each in seen if each.circle.radius * scale >= _LARGE_RADIUS_PX]
-            found = suppress_duplicates([*found, *seen], _MAX_IOU)[:_MAX_OBJECTS]
+            found = suppress_duplicates(_best([*found, *seen], _MAX_PEAKS), _MAX_IOU)[:_MAX_OBJECTS]
             if level < _GIVEN_LEVELS - 1:
                 continue
-            has_small = any(each.circle.radius * scale < _SMALL_RADIUS_PX for each in seen)
+            small = [each for each in seen if each.circle.radius * scale < _SMALL_RADIUS_PX]
             is_large = level < _GIVEN_LEVELS and max(width, height) >= _LARGE_PICTURE_PX
-            if scale >= 0.8 or not (has_small or is_large):  # no more detail, or nobody who needs it
+            is_full = len(found) == _MAX_OBJECTS and found[-1].score >= _SURE_HEAT
+            if scale >= 0.8 or is_full or not (small or is_large):  # no more detail or no more room, or nobody needs it
                 break
         return found
 
-    def _look(self, tile: _Tile, scale: float, width: int, height: int) -> Iterator[Detection]:
-        """What is seen in a tile, in px of the picture."""
-        maps = self._runtime.cells(tile.image)
-        offset = np.array([tile.left, tile.top])
-        for score, box, circle in _peaks(maps):
-            x_min, y_min, x_max, y_max = box
-            is_in_tile = x_min < tile.width and y_min < tile.height and x_max > 0 and y_max > 0
-            if not is_in_tile or _is_cut(tile, box):
-                continue
-            bbox = BBox(*((box.reshape(2, 2) + offset) / scale).ravel().tolist()).clip(width, height)
-            if bbox.width > 0 and bbox.height > 0:
-                center_x, center_y = ((circle[:2] + offset) / scale).tolist()
-                yield Detection(Circle(center_x, center_y, float(circle[2]) / scale), bbox, score)
+    def _look(self, tile: _Tile, scale: float, width: int, height: int) -> list[Detection]:
+        """What is seen in a tile, in px of the picture; ``_MAX_OBJECTS`` of the best at most."""
+        scores, boxes, circles = _peaks(self._runtime.cells(tile.image))
+        area = tile.area
+        best = np.flatnonzero(_is_seen_whole(area, boxes))[:_MAX_OBJECTS]
+        boxes = (boxes[best] + (area.left, area.top, area.left, area.top)) / scale
+        circles = (circles[best] + (area.left, area.top, 0.0)) / scale
+        detections = [
+            Detection(Circle(*circle), BBox(*box).clip(width, height), score)
+            for circle, box, score in zip(circles.tolist(), boxes.tolist(), scores[best].tolist(), strict=True)
+        ]
+        return [each for each in detections if each.bbox.width > 0 and each.bbox.height > 0]
 
 
 def place_rims(
@@ -150,31 +173,52 @@ def place_rims(
 
     The first look tells best what it is; a nearer one, for the rim alone, is worth it where that looks well. What the
     picture's border cuts is guessed worse, and looked at widely once more before.
+
+    Near looks are for the ``_MAX_NEAR_LOOKS`` best: what is beyond them keeps its score, which comes of the wide look,
+    and the rim that this one saw. Guesses are looked at ``_WIDE_LOOKS`` at a time, and no more of them once none of
+    these was worth a near look.
+
+    Args:
+        heat_logits: Of the guesses, highest first.
+
+    Returns:
+        Ellipses and log-odds of the guesses that were looked at: of the first ones, mostly all.
     """
     height, width = image.shape[:2]
-    placed, round_logits = _place(runtime, image, guesses, _WIDE)
-    parts_cut = [ellipse.part_outside(width, height) for ellipse in placed]
-    scores = map(runtime.calibration.score, heat_logits, round_logits, parts_cut)
+    placed: list[Ellipse] = []
+    round_logits: list[float] = []
+    scores: list[float] = []
+    for start in range(0, len(guesses), _WIDE_LOOKS):
+        part = slice(start, start + _WIDE_LOOKS)
+        ellipses, logits = _place(runtime, image, guesses[part], _WIDE)
+        parts_cut = [ellipse.part_outside(width, height) for ellipse in ellipses]
+        part_scores = list(map(runtime.calibration.score, heat_logits[part], logits, parts_cut))
+        placed += ellipses
+        round_logits += logits
+        scores += part_scores
+        if max(part_scores) < _NEAR_LOOK_FROM:
+            break
     likely = [index for index, score in enumerate(scores) if score >= _NEAR_LOOK_FROM]
-    for look, indexes in ((_WIDE, [index for index in likely if parts_cut[index] > 0]), (_NEAR, likely)):
+    likely = sorted(sorted(likely, key=lambda index: -scores[index])[:_MAX_NEAR_LOOKS])
+    cut = [index for index in likely if placed[index].part_outside(width, height) > 0]
+    for look, indexes in ((_WIDE, cut), (_NEAR, likely)):
         again, _ = _place(runtime, image, [placed[index] for index in indexes], look)
         for index, ellipse in zip(indexes, again, strict=True):
             placed[index] = ellipse
-    is_sane = [_is_sane(ellipse, guess) for ellipse, guess in zip(placed, guesses, strict=True)]
-    return [e if sane else g for e, g, sane in zip(placed, guesses, is_sane, strict=True)], round_logits
+    return [e if _is_sane(e, g) else g for e, g in zip(placed, guesses, strict=False)], round_logits
 
 
 def _place(
     runtime: Runtime, image: RGBImage, guesses: Sequence[Ellipse], look: int
 ) -> tuple[list[Ellipse], list[float]]:
-    placed: list[Ellipse] = []
-    round_logits: list[float] = []
-    for start in range(0, len(guesses), _STRIP_BATCH):
-        part = guesses[start : start + _STRIP_BATCH]
-        rim_logits, rounds = runtime.rims(unroll(image, part, REACHES[look]), look)
-        placed += fit(part, rim_logits, look)
-        round_logits += rounds.tolist()
-    return placed, round_logits
+    if not guesses:
+        return [], []
+    strips = unroll(image, guesses, REACHES[look])
+    answers = [
+        runtime.rims(strips[start : start + _STRIP_BATCH], look) for start in range(0, len(strips), _STRIP_BATCH)
+    ]
+    rim_logits, round_logits = (np.concatenate(each) for each in zip(*answers, strict=True))
+    return fit(guesses, rim_logits, look), round_logits.tolist()
 
 
 def _guess(proposal: Detection, width: int, height: int) -> Ellipse:
@@ -196,19 +240,49 @@ def _logit(score: float) -> float:
     return float(np.log(score / (1 - score)))
 
 
-def _tiles(image: RGBImage, scale: float) -> Iterator[_Tile]:
-    """The picture at this scale, in parts of at most ``_TILE_PX``, padded to what the network takes."""
-    height, width = image.shape[:2]
+def _best(detections: list[Detection], count: int) -> list[Detection]:
+    """So many of the best, or all in their given order."""
+    if len(detections) <= count:
+        return detections
+    return sorted(detections, key=lambda detection: -detection.score)[:count]
+
+
+def _areas(width: int, height: int, scale: float) -> list[_Area]:
+    """The picture at this scale in parts of at most ``_TILE_PX``."""
     level_width, level_height = max(1, round(width * scale)), max(1, round(height * scale))
-    if scale != 1.0:
+    return [
+        _Area(left, top, tile_width, tile_height, level_width, level_height)
+        for top, tile_height in _spans(level_height)
+        for left, tile_width in _spans(level_width)
+    ]
+
+
+def _worthwhile(areas: list[_Area], small: Sequence[Detection], scale: float, count: int) -> list[_Area]:
+    """So many of the areas, those with the likeliest of the small things first; with any, once one thing is sure."""
+    if len(areas) <= count:
+        return areas
+    places = np.array([(each.circle.center_x, each.circle.center_y, each.score) for each in small]).reshape(-1, 3)
+    x, y, scores = (places * (scale, scale, 1)).T
+    worths = []
+    for area in areas:
+        is_in = (x >= area.left) & (x < area.left + area.width) & (y >= area.top) & (y < area.top + area.height)
+        worths.append(float(scores[is_in].max(initial=0.0)))
+    if max(worths) >= _SURE_HEAT:
+        count = max(count, sum(worth > 0 for worth in worths))
+    ranked = sorted(range(len(areas)), key=lambda index: -worths[index])
+    return [areas[index] for index in sorted(ranked[: max(count, 0)])]
+
+
+def _tiles(image: RGBImage, areas: Sequence[_Area], scale: float) -> Iterator[_Tile]:
+    """These areas of the picture at this scale, padded to what the network takes."""
+    if scale != 1.0 and areas:
         interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-        image = cv2.resize(image, (level_width, level_height), interpolation=interpolation).astype(np.uint8, copy=False)
-    for top, tile_height in _spans(level_height):
-        for left, tile_width in _spans(level_width):
-            part = image[top : top + tile_height, left : left + tile_width]
-            below, beside = _missing(tile_height), _missing(tile_width)
-            padded = np.pad(part, ((0, below), (0, beside), (0, 0)), constant_values=_PADDING)
-            yield _Tile(padded, left, top, tile_width, tile_height, level_width, level_height)
+        size = (areas[0].level_width, areas[0].level_height)
+        image = cv2.resize(image, size, interpolation=interpolation).astype(np.uint8, copy=False)
+    for area in areas:
+        part = image[area.top : area.top + area.height, area.left : area.left + area.width]
+        padding = ((0, _missing(area.height)), (0, _missing(area.width)), (0, 0))
+        yield _Tile(np.pad(part, padding, constant_values=_PADDING), area)
 
 
 def _missing(length: int) -> int:
@@ -225,29 +299,31 @@ def _spans(length: int) -> list[tuple[int, int]]:
     return [(int(start), _TILE_PX) for start in starts]
 
 
-def _is_cut(tile: _Tile, box: NDArray[np.float32]) -> bool:
-    """Whether an inner border of the tile runs through the box, so that another tile or level sees it whole."""
-    x_min, y_min, x_max, y_max = box
+def _is_seen_whole(area: _Area, boxes: FloatArray) -> NDArray[np.bool_]:
+    """(N,): whether a box lies in the area, and no inner border runs through it: else another one or level sees it."""
+    x_min, y_min, x_max, y_max = boxes.T
     margin = 2.0
-    return bool(
-        (tile.left > 0 and x_min < margin)
-        or (tile.top > 0 and y_min < margin)
-        or (tile.left + tile.width < tile.level_width and x_max > tile.width - margin)
-        or (tile.top + tile.height < tile.level_height and y_max > tile.height - margin)
-    )
+    is_whole: NDArray[np.bool_] = (x_min < area.width) & (y_min < area.height) & (x_max > 0) & (y_max > 0)
+    if area.left > 0:
+        is_whole &= x_min >= margin
+    if area.top > 0:
+        is_whole &= y_min >= margin
+    if area.left + area.width < area.level_width:
+        is_whole &= x_max <= area.width - margin
+    if area.top + area.height < area.level_height:
+        is_whole &= y_max <= area.height - margin
+    return is_whole
 
 
-def _peaks(maps: Array) -> Iterator[tuple[float, NDArray[np.float32], NDArray[np.float32]]]:
-    """Score, box (x_min, y_min, x_max, y_max) and circle (x, y, radius) of every peak; px of the tile."""
+def _peaks(maps: Array) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Scores, boxes (x_min, y_min, x_max, y_max), circles (x, y, radius) of all peaks, best first; px of the tile."""
     heat = maps[0]
     is_peak = (heat >= cv2.dilate(heat, np.ones((3, 3), np.uint8))) & (heat > np.log(_MIN_SCORE / (1 - _MIN_SCORE)))
     rows, columns = np.nonzero(is_peak)
-    for row, column in zip(rows, columns, strict=True):
-        x, y = (column + 0.5) * STRIDE_PX, (row + 0.5) * STRIDE_PX
-        left, top, right, bottom, offset_x, offset_y, radius = maps[1:, row, column]
-        score = float(1 / (1 + np.exp(-heat[row, column])))
-        yield (
-            score,
-            np.array([x - left, y - top, x + right, y + bottom], np.float32),
-            np.array([x + offset_x, y + offset_y, radius], np.float32),
-        )
+    order = np.argsort(-heat[rows, columns], kind="stable")
+    rows, columns = rows[order], columns[order]
+    x, y = (columns + 0.5) * STRIDE_PX, (rows + 0.5) * STRIDE_PX
+    left, top, right, bottom, offset_x, offset_y, radius = maps[1:, rows, columns].astype(np.float64)
+    scores = 1 / (1 + np.exp(-heat[rows, columns].astype(np.float64)))
+    boxes = np.column_stack([x - left, y - top, x + right, y + bottom])
+    return scores, boxes, np.column_stack([x + offset_x, y + offset_y, radius])

@@ -29,6 +29,7 @@ UNIT_CIRCLE = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=-1)
 PLACES = (np.arange(STEP_COUNT) + 0.5) / STEP_COUNT * 2 - 1
 """(steps,) places along a ray, from the guess's rim, in reaches."""
 
+_STEPS = PLACES.astype(np.float32)
 _TERMS = np.column_stack([UNIT_CIRCLE, np.ones(RAY_COUNT), np.cos(2 * _ANGLES), np.sin(2 * _ANGLES)])  # (rays, 5)
 _PRODUCTS = (_TERMS[:, :, None] * _TERMS[:, None, :]).reshape(RAY_COUNT, 25)
 _MAX_STEP_PX = 1.2  # larger things are unrolled from a picture reduced so far
@@ -50,8 +51,17 @@ Strips = NDArray[np.uint8]
 def unroll(image: RGBImage, guesses: Sequence[Ellipse], reach: float) -> Strips:
     """The picture along the rays of every guess, from ``1 - reach`` to ``1 + reach`` times the way to its rim."""
     strips = np.zeros((len(guesses), RAY_COUNT, STEP_COUNT, 4), np.uint8)
-    for strip, guess in zip(strips, guesses, strict=True):
-        _unroll(image, guess, reach, strip)
+    if not guesses:
+        return strips
+    height, width = image.shape[:2]
+    halvings = _Halvings(image)
+    centers = np.array([(guess.center_x, guess.center_y) for guess in guesses])
+    rays = UNIT_CIRCLE @ _axes(guesses).transpose(0, 2, 1)  # (N, rays, 2)
+    places = centers[:, None, None] + (1 + reach * PLACES)[:, None] * rays[:, :, None]  # (N, rays, steps, 2)
+    for strip, guess, on_image in zip(strips, guesses, places, strict=True):
+        _unroll(halvings, guess, reach, on_image, strip[..., :3])
+    is_inside = (places >= 0) & (places <= (width, height))
+    strips[..., 3] = np.where(is_inside[..., 0] & is_inside[..., 1], 255, 0)
     return strips
 
 
@@ -64,7 +74,8 @@ def fit(guesses: Sequence[Ellipse], logits: NDArray[np.float32], look: int) -> l
     """
     if not guesses:
         return []
-    likelihoods = np.exp((logits - logits.max(axis=-1, keepdims=True)).astype(np.float64))
+    # In single precision, which halves the time and moves no rim by a thousandth of a reach.
+    likelihoods = np.exp(logits - logits.max(axis=-1, keepdims=True))
     likelihoods /= likelihoods.sum(axis=-1, keepdims=True)
     reach = REACHES[look]
     prior = np.diag((np.array(_DOUBTS[look]) / reach) ** -2)
@@ -72,55 +83,90 @@ def fit(guesses: Sequence[Ellipse], logits: NDArray[np.float32], look: int) -> l
     for window in _WINDOWS:
         # Of each ray's likelihood only what lies about the rim so far counts: seen through a Gaussian window, whose own
         # share in the mean and variance of what is seen is then taken out again.
-        residuals = PLACES - (moves @ _TERMS.T)[..., None]  # (N, rays, steps)
-        shares = likelihoods * np.exp(-0.5 * (residuals / window) ** 2) + 1e-12
-        mass = shares.sum(axis=-1)
-        mean = (shares * residuals).sum(axis=-1) / mass
-        variance = np.maximum((shares * residuals**2).sum(axis=-1) / mass - mean**2, _LEAST_DEVIATION**2)
+        residuals = _STEPS - (moves @ _TERMS.T).astype(np.float32)[..., None]  # (N, rays, steps)
+        shares = likelihoods * np.exp(residuals * residuals * np.float32(-0.5 / window**2)) + np.float32(1e-12)
+        mass = (shares @ np.ones(STEP_COUNT, np.float32)).astype(np.float64)  # (N, rays), as all that follows
+        mean = np.einsum("nrs,nrs->nr", shares, residuals) / mass
+        mean_square = np.einsum("nrs,nrs->nr", shares * residuals, residuals) / mass
+        variance = np.maximum(mean_square - mean**2, _LEAST_DEVIATION**2)
         # Cauchy's weights: where most rays agree, the others follow another thing's edge and lose their say.
-        usual = np.maximum(np.median(np.abs(mean), axis=-1, keepdims=True), _LEAST_DEVIATION)
+        usual = np.maximum(_median(np.abs(mean)), _LEAST_DEVIATION)
         weights = mass / (1 + (mean / (2 * usual)) ** 2)
         precision = weights * np.maximum(1 / variance - 1 / window**2, 0.0)
         pull = weights * mean / variance
         normal = (precision @ _PRODUCTS).reshape(-1, 5, 5) + prior
         step = (pull @ _TERMS - moves @ prior)[..., None]
         moves = moves + np.linalg.solve(normal, step)[..., 0]
-    return [_moved(guess, reach * move) for guess, move in zip(guesses, moves, strict=True)]
+    return _moved(guesses, reach * moves)
 
 
 def axes_of(ellipse: Ellipse) -> FloatArray:
     """(2, 2): what makes the ellipse of the unit circle, as columns."""
-    cosine, sine = np.cos(ellipse.angle), np.sin(ellipse.angle)
-    return np.array([[cosine, -sine], [sine, cosine]]) @ np.diag([ellipse.axis_a, ellipse.axis_b])
+    axes: FloatArray = _axes([ellipse])[0]
+    return axes
 
 
-def _unroll(image: RGBImage, guess: Ellipse, reach: float, strip: NDArray[np.uint8]) -> None:
-    height, width = image.shape[:2]
-    reach_px = (1 + reach) * max(guess.axis_a, guess.axis_b) + 2
-    left, top = (max(0, int(center - reach_px)) for center in (guess.center_x, guess.center_y))
-    right, bottom = (int(center + reach_px) + 1 for center in (guess.center_x, guess.center_y))
-    part = image[top : max(bottom, top), left : max(right, left)]
+def _axes(ellipses: Sequence[Ellipse]) -> FloatArray:
+    """(N, 2, 2): ``axes_of`` each."""
+    a, b, angles = np.array([(e.axis_a, e.axis_b, e.angle) for e in ellipses]).T
+    cosines, sines = np.cos(angles), np.sin(angles)
+    return np.stack([a * cosines, -b * sines, a * sines, b * cosines], axis=-1).reshape(-1, 2, 2)
+
+
+class _Halvings:
+    """A picture, its half, its quarter and so on, made when they are first asked for."""
+
+    def __init__(self, image: RGBImage) -> None:
+        self._images = [image]
+
+    def get(self, times: int) -> RGBImage:
+        """The picture halved so often, without the last row and column of what has an odd number of them."""
+        while len(self._images) <= times:
+            finer = self._images[-1]
+            width, height = (max(1, side // 2) for side in (finer.shape[1], finer.shape[0]))
+            even = finer[: 2 * height, : 2 * width]
+            half = cv2.resize(even, (width, height), interpolation=cv2.INTER_AREA)
+            self._images.append(half.astype(np.uint8, copy=False))
+        return self._images[times]
+
+
+def _unroll(halvings: _Halvings, guess: Ellipse, reach: float, places: FloatArray, colors: NDArray[np.uint8]) -> None:
+    """Writes the colors at the places, (rays, steps, 2), into (rays, steps, 3)."""
+    scale = min(1.0, _MAX_STEP_PX * STEP_COUNT / (2 * reach * float(np.sqrt(guess.axis_a * guess.axis_b))))
+    # Large things are reduced from the halved picture, or many of them would cost more than all the rest; from one at
+    # least twice as fine as needed, for what is left to average to look as if it came from the picture itself.
+    times = max(0, int(-np.log2(scale)) - 1)
+    image, unit = halvings.get(times), 0.5**times
+    reach_px = (1 + reach) * max(guess.axis_a, guess.axis_b) * unit + 2
+    center_x, center_y = guess.center_x * unit, guess.center_y * unit
+    left, top = max(0, int(center_x - reach_px)), max(0, int(center_y - reach_px))
+    right, bottom = max(left, int(center_x + reach_px) + 1), max(top, int(center_y + reach_px) + 1)
+    part = image[top:bottom, left:right]
     if part.size == 0:
         return
-    scale = min(1.0, _MAX_STEP_PX * STEP_COUNT / (2 * reach * float(np.sqrt(guess.axis_a * guess.axis_b))))
-    scales = np.ones(2)
+    scale_x = scale_y = 1.0
     if scale < 1:
-        size = [max(1, round(side * scale)) for side in (part.shape[1], part.shape[0])]
-        scales = np.array([size[0] / part.shape[1], size[1] / part.shape[0]])
+        size = [max(1, round(side * scale / unit)) for side in (part.shape[1], part.shape[0])]
+        scale_x, scale_y = size[0] / part.shape[1], size[1] / part.shape[0]
         part = cv2.resize(part, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
-    rays = UNIT_CIRCLE @ axes_of(guess).T
-    places = (guess.center_x, guess.center_y) + (1 + reach * PLACES)[None, :, None] * rays[:, None, :]
-    on_part = ((places - (left, top)) * scales - 0.5).astype(np.float32)
-    strip[..., :3] = cv2.remap(
-        part, on_part[..., 0], on_part[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-    )
-    strip[..., 3] = 255 * np.all((places >= 0) & (places <= (width, height)), axis=-1)
+    on_part_x = (places[..., 0] * (unit * scale_x) - (left * scale_x + 0.5)).astype(np.float32)
+    on_part_y = (places[..., 1] * (unit * scale_y) - (top * scale_y + 0.5)).astype(np.float32)
+    colors[...] = cv2.remap(part, on_part_x, on_part_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
-def _moved(guess: Ellipse, move: FloatArray) -> Ellipse:
-    dx, dy, dr, e, f = move
-    axes = axes_of(guess)
-    center = np.array([guess.center_x, guess.center_y]) + axes @ np.array([dx, dy])
-    directions, lengths, _ = np.linalg.svd(axes @ np.array([[1 + dr + e, f], [f, 1 + dr - e]]))
-    angle = float(np.arctan2(directions[1, 0], directions[0, 0]))
-    return Ellipse(float(center[0]), float(center[1]), float(lengths[0]), float(lengths[1]), angle)
+def _median(values: FloatArray) -> FloatArray:
+    """(N, 1): the median of every row of an even number, without the many steps that NumPy's takes for few rows."""
+    middle = np.sort(values, axis=-1)[:, RAY_COUNT // 2 - 1 : RAY_COUNT // 2 + 1]
+    median: FloatArray = middle.mean(axis=-1, keepdims=True)
+    return median
+
+
+def _moved(guesses: Sequence[Ellipse], moves: FloatArray) -> list[Ellipse]:
+    dx, dy, dr, e, f = moves.T
+    axes = _axes(guesses)
+    centers = np.array([(guess.center_x, guess.center_y) for guess in guesses])
+    centers = centers + (axes @ np.stack([dx, dy], axis=-1)[..., None])[..., 0]
+    stretches = np.stack([1 + dr + e, f, f, 1 + dr - e], axis=-1).reshape(-1, 2, 2)
+    directions, lengths, _ = np.linalg.svd(axes @ stretches)
+    angles = np.arctan2(directions[:, 1, 0], directions[:, 0, 0])
+    return [Ellipse(*row) for row in np.column_stack([centers, lengths, angles]).tolist()]

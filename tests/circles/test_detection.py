@@ -1,7 +1,11 @@
 """Duplicates among detections."""
 
-from circles.detection import Detection, suppress_duplicates
-from circles.geometry import Circle
+import tracemalloc
+
+import numpy as np
+
+from circles.detection import Detection, circles_array, suppress_duplicates
+from circles.geometry import Circle, pairwise_circle_iou
 
 
 def detection(x: float, score: float, radius: float = 10) -> Detection:
@@ -27,3 +31,31 @@ def test_a_suppressed_circle_suppresses_nothing() -> None:
 
 def test_nothing_to_suppress() -> None:
     assert suppress_duplicates([], max_iou=0.3) == []
+
+
+def test_suppression_is_that_of_all_overlaps_with_all() -> None:
+    """Only neighbours are compared; what stays is the same."""
+    rng = np.random.default_rng(1)
+    circles = rng.uniform((0, 0, 2), (300, 300, 40), (400, 3))
+    detections = [
+        Detection(circle, circle.bbox(), float(score))
+        for circle, score in zip((Circle(*row) for row in circles.tolist()), rng.uniform(size=400), strict=True)
+    ]
+    ranked = sorted(detections, key=lambda each: -each.score)
+    rows = circles_array([each.circle for each in ranked])
+    overlaps = pairwise_circle_iou(rows, rows)
+    kept: list[int] = []
+    for index in range(len(ranked)):
+        if all(overlaps[index, other] <= 0.3 for other in kept):
+            kept.append(index)
+    assert suppress_duplicates(detections, max_iou=0.3) == [ranked[index] for index in kept]
+
+
+def test_suppression_of_many_takes_no_memory_by_their_square() -> None:
+    many = [detection(25.0 * number, score=1 - number / 40_000) for number in range(20_000)]
+    tracemalloc.start()
+    try:
+        assert suppress_duplicates(many, max_iou=0.3) == many
+        assert tracemalloc.get_traced_memory()[1] < 50 * 2**20  # all overlaps would be 3 GB
+    finally:
+        tracemalloc.stop()

@@ -14,7 +14,9 @@ from circles.detectors import default_min_score, load_detector
 from circles.detectors.heatmap import HeatmapDetector
 from circles.detectors.hough import HoughDetector
 from circles.detectors.protocol import Detector
-from circles.geometry import Circle
+from circles.detectors.rim import RAY_COUNT, STEP_COUNT, Strips
+from circles.detectors.runtimes import Array, Calibration, OnnxRuntime, Runtime
+from circles.geometry import Circle, FloatArray
 from circles.imaging import RGBImage, decode_image
 from evaluation.coco import load_dataset
 from evaluation.metrics import Counts, count_matches, match_bboxes
@@ -23,6 +25,49 @@ from tests.pictures import draw_scene as draw_discs
 from tests.pictures import encode, paint_disc
 
 MIN_SCORE = default_min_score("heatmap")
+
+
+class CountingRuntime:
+    """Says what another one says, and counts what it was asked."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self.tile_count = 0
+        self.strip_counts = [0, 0]  # of the wide look and of the near one
+        self.calibration: Calibration = runtime.calibration
+        self.version = runtime.version
+
+    def cells(self, image: RGBImage) -> Array:
+        self.tile_count += 1
+        return self._runtime.cells(image)
+
+    def rims(self, strips: Strips, look: int) -> tuple[Array, Array]:
+        self.strip_counts[look] += len(strips)
+        return self._runtime.rims(strips, look)
+
+
+class EagerRuntime:
+    """Sees a small round thing in every second cell, and is sure of it at both looks."""
+
+    calibration = Calibration(rim=1.0)
+    version = "eager"
+
+    def cells(self, image: RGBImage) -> Array:
+        maps = np.full((8, image.shape[0] // 4, image.shape[1] // 4), 3.0, np.float32)
+        maps[0] = -5.0
+        maps[0, ::2, ::2] = 3.0
+        maps[5:7] = 0.0
+        return maps
+
+    def rims(self, strips: Strips, look: int) -> tuple[Array, Array]:
+        del look
+        return np.zeros((len(strips), RAY_COUNT, STEP_COUNT), np.float32), np.full(len(strips), 3.0, np.float32)
+
+
+def blocks(width: int, height: int, side: int) -> RGBImage:
+    """Squares of random colors."""
+    colors = np.random.default_rng(0).integers(0, 256, (-(-height // side), -(-width // side), 3), dtype=np.uint8)
+    return np.repeat(np.repeat(colors, side, axis=0), side, axis=1)[:height, :width]
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +82,13 @@ def found(detector: Detector, image: RGBImage, min_score: float = MIN_SCORE) -> 
 
 def circle_rows(detections: list[Detection]) -> list[tuple[float, float, float]]:
     return sorted((d.circle.center_x, d.circle.center_y, d.circle.radius) for d in detections)
+
+
+def distances_px(detections: list[Detection], circles: tuple[Circle, ...]) -> FloatArray:
+    """Of every drawn circle from the nearest that was found: in x, y or the radius, whichever is most."""
+    rows = np.array(circle_rows(detections))
+    distances: FloatArray = np.abs(rows[:, None] - circles_array(circles)).max(axis=-1).min(axis=0)
+    return distances
 
 
 def assert_found(detections: list[Detection], circles: tuple[Circle, ...], tolerance_px: float = 0.7) -> None:
@@ -112,9 +164,56 @@ def test_three_hundred_objects(detector: Detector) -> None:
     circles = tuple(Circle(40.0 + 60 * column, 40.0 + 60 * row, 22) for row in range(15) for column in range(20))
     detections = found(detector, draw_discs(circles, 1220, 920).image)
     assert len(detections) == 300
-    rows = np.array(circle_rows(detections))
-    distances = np.abs(rows[:, None] - circles_array(circles)).max(axis=-1)  # (300, 300)
-    assert distances.min(axis=0).max() < 0.3
+    assert distances_px(detections, circles).max() < 0.3
+
+
+@pytest.mark.parametrize("side", [1, 16, 32], ids=lambda side: f"{side} px")
+@pytest.mark.parametrize("size", [(1800, 1200), (6000, 4000)], ids=str)
+def test_blocks_of_noise_cost_no_more_than_a_photograph(size: tuple[int, int], side: int) -> None:
+    """Some 30 tiles and 500 strips at most, one to two seconds; nothing that would be shown is found in them."""
+    runtime = CountingRuntime(OnnxRuntime())
+    assert found(HeatmapDetector(runtime), blocks(*size, side)) == []
+    assert runtime.tile_count <= 30
+    assert sum(runtime.strip_counts) <= 500
+
+
+def test_the_work_for_one_picture_is_bounded_whatever_the_networks_see() -> None:
+    """A thousand objects are answered; all get the wide look, and the best 400 the near one."""
+    runtime = CountingRuntime(EagerRuntime())
+    (detections,) = HeatmapDetector(runtime).detect([np.zeros((1200, 1800, 3), np.uint8)])
+    assert len(detections) == 1000
+    assert runtime.tile_count <= 21
+    assert runtime.strip_counts[0] <= 1400  # what the border cuts is looked at widely twice
+    assert runtime.strip_counts[1] == 400
+
+
+def test_what_has_no_near_look_keeps_its_place_and_score() -> None:
+    """Beyond the best 400 the rim is the wide look's: the worst is off by 0.64 px, not by 0.39 px."""
+    circles = tuple(Circle(15.0 + 30 * column, 15.0 + 30 * row, 9) for row in range(20) for column in range(25))
+    runtime = CountingRuntime(OnnxRuntime())
+    detections = found(HeatmapDetector(runtime), draw_discs(circles, 750, 600).image)
+    assert len(detections) == 500
+    assert distances_px(detections, circles).max() < 0.7
+    assert runtime.strip_counts[1] == 400
+
+
+def test_what_the_networks_think_least_of_is_not_looked_at_once_nothing_is_likely() -> None:
+    class BlindRuntime(EagerRuntime):
+        def rims(self, strips: Strips, look: int) -> tuple[Array, Array]:
+            rim_logits, round_logits = super().rims(strips, look)
+            return rim_logits, round_logits - 10
+
+    runtime = CountingRuntime(BlindRuntime())
+    HeatmapDetector(runtime).detect([np.zeros((1200, 1800, 3), np.uint8)])
+    assert runtime.strip_counts == [128, 0]
+
+
+def test_few_small_things_cost_few_tiles_of_a_large_picture() -> None:
+    """Two discs of 30 px in 24 megapixels are found without looking at all 54 tiles of the finest level."""
+    circles = (Circle(1000, 700, 30), Circle(5100, 3300, 30))
+    runtime = CountingRuntime(OnnxRuntime())
+    assert_found(found(HeatmapDetector(runtime), draw_discs(circles, 6000, 4000).image), circles)
+    assert runtime.tile_count <= 40
 
 
 def test_what_is_not_round_is_not_found(detector: Detector) -> None:
@@ -173,6 +272,7 @@ def test_resized_pictures_have_resized_circles(detector: Detector, scale: float)
 
 def test_batch_equals_single_and_read_only_arrays_will_do(detector: Detector) -> None:
     images = [draw_scene(seed, SceneOptions(width=300 + 50 * seed)).image for seed in range(4)]
+    images.insert(2, blocks(900, 600, 12))
     for image in images:
         image.setflags(write=False)
     assert detector.detect(images) == [detector.detect([image])[0] for image in images]
