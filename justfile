@@ -125,6 +125,11 @@ lint: install-deps
     .venv/bin/yamllint --strict .
     .venv/bin/shellcheck justw scripts/*.sh .ci/run kuberay/cluster/*.sh tests/kuberay/*.sh
 
+# Throw hostile files at the service by every door, and judge what comes of it: --files, --seed, --folder, --url, --grpc
+[group('check')]
+fuzz *arguments: install-deps
+    {{ python }} -m tests.hostile.driver {{ arguments }}
+
 # Measure the default detector on a dataset; arguments go to `python -m evaluation`
 [group('check')]
 eval *arguments: install-deps

@@ -1,10 +1,12 @@
 """Encoded bytes to a checked header, encoded bytes to an RGB array: the only place that reads pictures.
 
 Pillow looks at headers (it decodes nothing then) and decodes the rarer formats with all their pixel modes; OpenCV
-decodes plain JPEG, the bulk of all uploads, in half of Pillow's time.
+decodes plain JPEG, the bulk of all uploads, in half of Pillow's time, and run-length BMP, which Pillow decodes in
+Python, byte by byte.
 """
 
 import io
+import warnings
 from dataclasses import dataclass
 
 import cv2
@@ -12,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
+from circles.containers import check_scans, check_structure, is_run_length_bmp
 from circles.errors import BrokenImageError, ImageTooLargeError, UnsupportedImageError
 
 RGBImage = NDArray[np.uint8]
@@ -19,6 +22,8 @@ RGBImage = NDArray[np.uint8]
 
 # Pillow's own bomb guard warns at a fixed size; ours is a setting and is checked on every header, before any decoding.
 Image.MAX_IMAGE_PIXELS = None
+# Pillow warns of damage that it reads over, once for each tag: one file can fill a log with 65,535 lines.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 # A JPEG with a second picture inside (as phones write them) is MPO to Pillow; its first picture is a plain JPEG.
 _PILLOW_FORMATS = {
@@ -69,7 +74,7 @@ def read_header(image_bytes: bytes, max_pixels: int) -> ImageHeader:
 
     Raises:
         UnsupportedImageError: Not one of ``ACCEPTED_MEDIA_TYPES``.
-        BrokenImageError: One of them by its first bytes, but without a usable header.
+        BrokenImageError: One of them by its first bytes, but without a usable header, or not built like a picture.
         ImageTooLargeError: More than ``max_pixels`` pixels.
     """
     media_type, picture = _open(image_bytes, max_pixels)
@@ -90,12 +95,12 @@ def decode_image(image_bytes: bytes, max_pixels: int) -> RGBImage:
     """
     media_type, picture = _open(image_bytes, max_pixels)
     orientation = _orientation(picture)
-    if media_type == "image/jpeg" and picture.mode in ("RGB", "L"):
-        image = _decode_jpeg(image_bytes)
-        if image.shape[1::-1] != picture.size:
-            raise BrokenImageError("the picture's header and its pixel data disagree about the size")
+    if media_type == "image/jpeg":
+        check_scans(image_bytes)  # OpenCV would fill what is missing with grey, silently
+        is_for_opencv = picture.mode in ("RGB", "L")
     else:
-        image = _decode_with_pillow(picture)
+        is_for_opencv = media_type == "image/bmp" and is_run_length_bmp(image_bytes)
+    image = _decode_with_opencv(image_bytes, picture.size) if is_for_opencv else _decode_with_pillow(picture)
     return _turn_upright(image, orientation)
 
 
@@ -115,6 +120,7 @@ def _open(image_bytes: bytes, max_pixels: int) -> tuple[str, Image.Image]:
         raise UnsupportedImageError(
             f"these bytes are not a picture in an accepted format ({', '.join(ACCEPTED_MEDIA_TYPES)})"
         )
+    check_structure(image_bytes, media_type, max_pixels)
     try:
         picture = Image.open(io.BytesIO(image_bytes), formats=_PILLOW_FORMATS[media_type])
     # On damaged bytes Pillow's plugins raise whatever their parsing stumbles on (struct.error, ValueError,
@@ -166,37 +172,18 @@ def _turn_upright(image: RGBImage, orientation: int) -> RGBImage:
     return np.ascontiguousarray(np.rot90(image, quarter_turns))
 
 
-def _decode_jpeg(image_bytes: bytes) -> RGBImage:
-    if not _jpeg_is_complete(image_bytes):
-        raise BrokenImageError("the JPEG data ends early")
+def _decode_with_opencv(image_bytes: bytes, size: tuple[int, int]) -> RGBImage:
     try:
         # The orientation is applied by us, for all formats alike.
         flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
         image = cv2.imdecode(np.frombuffer(image_bytes, np.uint8), flags)
     except cv2.error as error:
-        raise BrokenImageError("the JPEG data cannot be decoded") from error
+        raise BrokenImageError("the picture's pixel data cannot be decoded") from error
     if image is None:
-        raise BrokenImageError("the JPEG data cannot be decoded")
+        raise BrokenImageError("the picture's pixel data cannot be decoded")
+    if image.shape[1::-1] != size:
+        raise BrokenImageError("the picture's header and its pixel data disagree about the size")
     return image.astype(np.uint8, copy=False)
-
-
-def _jpeg_is_complete(image_bytes: bytes) -> bool:
-    """Whether an end-of-image marker follows the first scan: OpenCV fills what is missing with grey, silently.
-
-    Segments before the scan are stepped over by their length, since an EXIF thumbnail has an end marker of its own.
-    """
-    position = 2
-    while position + 4 <= len(image_bytes):
-        if image_bytes[position] != 0xFF:
-            return False
-        marker = image_bytes[position + 1]
-        if marker == 0xFF:  # fill byte
-            position += 1
-            continue
-        if marker == 0xDA:  # start of scan
-            return image_bytes.find(b"\xff\xd9", position) >= 0
-        position += 2 + int.from_bytes(image_bytes[position + 2 : position + 4], "big")
-    return False
 
 
 def _decode_with_pillow(picture: Image.Image) -> RGBImage:
@@ -213,7 +200,7 @@ def _decode_with_pillow(picture: Image.Image) -> RGBImage:
 def _to_rgb(picture: Image.Image) -> RGBImage:
     if picture.mode.startswith("I"):
         # 16-bit grey. Pillow's own conversion would clip at 255 instead of scaling.
-        grey = np.clip(np.asarray(picture, dtype=np.int64) >> 8, 0, 255).astype(np.uint8)
+        grey = (np.clip(np.asarray(picture), 0, 0xFFFF) >> 8).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
     if picture.mode == "F":
         raise ValueError("floating-point pixels have no known range")

@@ -100,23 +100,32 @@ async def _files(
     request: Request, field: str, max_files: int, max_body_bytes: int, timeout_s: float
 ) -> AsyncIterator[list[UploadFile]]:
     body = _limited(request, max_body_bytes)
-    parser = MultiPartParser(request.headers, body, max_files=max_files, max_fields=_MAX_FIELDS)
+    parser = _FormParser(request.headers, body, max_files=max_files, max_fields=_MAX_FIELDS)
     try:
-        async with _in_time(timeout_s):
-            form = await parser.parse()
-    except MultiPartException as error:
-        raise RequestError(400, "Bad multipart body", error.message) from error
-    except OSError as error:  # large files are spooled to disk
-        if error.errno == errno.ENOSPC:
-            raise StorageFullError("there is no space for the upload's temporary file") from error
-        raise
-    try:
+        try:
+            async with _in_time(timeout_s):
+                form = await parser.parse()
+        except MultiPartException as error:
+            raise RequestError(400, "Bad multipart body", error.message) from error
+        except OSError as error:  # large files are spooled to disk
+            if error.errno == errno.ENOSPC:
+                raise StorageFullError("there is no space for the upload's temporary file") from error
+            raise
         files = [value for value in form.getlist(field) if isinstance(value, UploadFile)]
         if not files:
             raise RequestError(400, "No file", f"the multipart body has no file in a field named '{field}'")
         yield files
     finally:
-        await form.close()
+        parser.close_files()
+
+
+class _FormParser(MultiPartParser):
+    """Starlette's, whose form knows nothing of a file that has begun and not ended."""
+
+    def close_files(self) -> None:
+        """Closes all files, whatever became of the form."""
+        for file in self._files_to_close_on_error:
+            file.close()
 
 
 @asynccontextmanager

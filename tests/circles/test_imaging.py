@@ -1,6 +1,9 @@
 """Headers and pixels of every format and mode, whole and broken."""
 
 import io
+import struct
+import zlib
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ from PIL import ExifTags, Image, ImageFile
 
 from circles.errors import BrokenImageError, ImageTooLargeError, UnsupportedImageError
 from circles.imaging import ImageHeader, RGBImage, decode_image, encode_jpeg, read_header
+from tests.hostile.bases import bases, bmp_of_runs, chunk, png, segment, tiff, tiff_tags, with_segments
 from tests.pictures import encode, two_discs
 
 MAX_PIXELS = 10**6
@@ -198,3 +202,102 @@ def test_flipped_bits_never_raise_anything_else() -> None:
 def test_encoded_jpeg_can_be_decoded() -> None:
     image = two_discs().image
     assert np.abs(decode_image(encode_jpeg(image), MAX_PIXELS).astype(int) - image).mean() < 4
+
+
+def jpeg_of_scans(name: str, count: int) -> bytes:
+    """The last scan of a JPEG again and again."""
+    whole = bases()[name]
+    before = whole.count(b"\xff\xda")
+    return whole[:-2] + whole[whole.rindex(b"\xff\xda") : -2] * (count - before) + whole[-2:]
+
+
+def jpeg_of_segments(count: int) -> bytes:
+    return with_segments(bases()["jpeg-baseline"], segment(0xE2, b"a profile's part") * count)
+
+
+def jpeg_of_tables(count: int) -> bytes:
+    return with_segments(bases()["jpeg-baseline"], segment(0xDB, b"\0" + b"\1" * 64) * count)
+
+
+def jpeg_of_fill_bytes(count: int) -> bytes:
+    return with_segments(bases()["jpeg-baseline"], b"\xff" * count)
+
+
+def png_of_chunks(count: int) -> bytes:
+    return png(8, 8, zlib.compress(bytes(8 * 25)), chunk(b"prVt", b"") * count)
+
+
+def gif_of_blocks(count: int) -> bytes:
+    whole = bases()["gif-still"]
+    palette_end = 13 + (6 << (whole[10] & 7))
+    return whole[:palette_end] + b"!\xfe" + b"\1c" * count + b"\0" + whole[palette_end:]
+
+
+def tiff_of_strips(count: int) -> bytes:
+    tags = tiff_tags(8, count, 64)
+    tags[5], tags[7], tags[8] = (273, 4, count, None), (278, 3, 1, 1), (279, 4, count, None)
+    tags[1] = (257, 4, 1, count)
+    return tiff(tags, struct.pack("<I", 8) * 2 * count)  # so many bytes as both tables claim
+
+
+def tiff_of_tags(count: int) -> bytes:
+    private = [(40_000 + index, 3, 1, 7) for index in range(count - 9)]
+    return tiff([*tiff_tags(8, 8, 64), *private], bytes(64))
+
+
+@pytest.mark.parametrize(
+    ("make", "honest", "hostile", "reason"),
+    [
+        pytest.param(jpeg_of_segments, 400, 3000, "1024 segments", id="JPEG segments"),
+        pytest.param(jpeg_of_tables, 20, 100, "32 tables", id="JPEG tables"),
+        pytest.param(jpeg_of_fill_bytes, 10, 200_000, "no pixel data", id="JPEG fill bytes"),
+        pytest.param(png_of_chunks, 200, 5000, "256 others", id="PNG chunks"),
+        pytest.param(gif_of_blocks, 5000, 200_000, "65536 blocks", id="GIF blocks"),
+        pytest.param(tiff_of_strips, 5000, 100_000, "tag 273 has 100000 values", id="TIFF strips"),
+        pytest.param(tiff_of_tags, 500, 20_000, "20000 tags", id="TIFF tags"),
+    ],
+)
+def test_files_of_more_parts_than_any_program_writes_are_refused(
+    make: Callable[[int], bytes], honest: int, hostile: int, reason: str
+) -> None:
+    """By their headers, since Pillow takes seconds and gigabytes for such headers already."""
+    assert decode_image(make(honest), MAX_PIXELS).shape[2] == 3
+    with pytest.raises(BrokenImageError, match=reason):
+        read_header(make(hostile), MAX_PIXELS)
+
+
+@pytest.mark.parametrize("name", ["jpeg-progressive", "jpeg-cmykscans"])
+def test_jpeg_of_more_scans_than_any_program_writes_is_refused(name: str) -> None:
+    """Each is a pass over all pixels: 500 of them, 229 kB of a picture of 49 Mpx, take half a minute."""
+    assert decode_image(jpeg_of_scans(name, 40), MAX_PIXELS).shape[2] == 3
+    with pytest.raises(BrokenImageError, match="more than 64 scans"):
+        decode_image(jpeg_of_scans(name, 200), MAX_PIXELS)
+
+
+def test_tile_larger_than_any_picture_is_refused() -> None:
+    """libtiff would take memory for the whole tile: 1.5 GB for these 145 bytes."""
+    tags = [*tiff_tags(8, 8, 64)[:5], (277, 3, 1, 1), (322, 4, 1, 40_000), (323, 4, 1, 40_000)]
+    pixels = zlib.compress(b"")
+    tags[3] = (259, 3, 1, 8)
+    image_bytes = tiff([*tags, (324, 4, 1, None), (325, 4, 1, len(pixels))], pixels)
+    with pytest.raises(BrokenImageError, match="tiles of 1600000000 pixels"):
+        read_header(image_bytes, MAX_PIXELS)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_directory_that_leads_nowhere_is_a_broken_header(order: str) -> None:
+    for head in (b"II*\0" if order == "<" else b"MM\0*", b"II+\0" if order == "<" else b"MM\0+"):
+        with pytest.raises(BrokenImageError):
+            read_header(head + b"\xff" * 40, MAX_PIXELS)
+
+
+def test_bmp_of_runs() -> None:
+    """Rows from the bottom."""
+    image = decode_image(bmp_of_runs(4, 2, b"\4\x64\0\0\2\xc8\2\x0a\0\0\0\1"), MAX_PIXELS)
+    assert image[:, :, 0].tolist() == [[200, 200, 10, 10], [100, 100, 100, 100]]
+
+
+def test_bmp_of_runs_that_is_cut_off_is_noticed() -> None:
+    whole = bases()["bmp-runs"]
+    with pytest.raises(BrokenImageError, match="cannot be decoded"):
+        decode_image(whole[: len(whole) // 2], MAX_PIXELS)
