@@ -19,7 +19,7 @@ WORDS = {
     "setup": {"install-deps", "check-deps", "lock", "proto"},
     "run": {"dev", "backend", "model-server", "migrate", "storage", "clean"},
     "watch": {"status", "health", "logs", "endpoints"},
-    "check": {"test", "pytest", "lint", "eval"},
+    "check": {"test", "pytest", "lint", "eval", "fuzz"},
     "train": {"train"},
 }
 
