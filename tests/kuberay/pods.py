@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from serve_app.processes import ROOT
+from tests.servers import absent
 
 _PROGRAMS = ("ip", "unshare", "nsenter", "setpriv", "wget")
 _PATH = f"{ROOT}/.venv/bin:/usr/local/bin:/usr/bin:/bin"
@@ -49,9 +50,9 @@ exec setpriv --reuid="$USER_ID" --regid="$USER_ID" --clear-groups --no-new-privs
 
 def need_namespaces() -> None:
     """Skips the test where pods cannot be made."""
-    absent = [program for program in _PROGRAMS if shutil.which(program) is None]
-    if absent:
-        pytest.skip(f"{', '.join(absent)} is not installed")
+    missing = [program for program in _PROGRAMS if shutil.which(program) is None]
+    if missing:
+        absent(f"{', '.join(missing)} is not installed")
     tried = subprocess.run(["unshare", "--net", "--mount", "--pid", "--fork", "true"], capture_output=True, check=False)
     if tried.returncode != 0:
         pytest.skip("namespaces cannot be made here, which needs root and CAP_SYS_ADMIN")
