@@ -24,6 +24,9 @@ from tests.servers import absent
 
 _PROGRAMS = ("ip", "unshare", "nsenter", "setpriv", "wget")
 _PATH = f"{ROOT}/.venv/bin:/usr/local/bin:/usr/bin:/bin"
+# A bridge without one of its own takes that of a port, and another's when that pod goes: all pods would then send to
+# nobody for some ten seconds.
+_BRIDGE_HARDWARE_ADDRESS = "02:00:00:00:00:01"
 
 # Runs as root in the new namespaces. $CODE and $PYTHON are what the image would hold; they may lie below a path that is
 # mounted over, or below one that only root may enter.
@@ -77,7 +80,7 @@ def pod_network() -> Iterator[PodNetwork]:
     """A network for pods, gone afterwards."""
     # Of this process alone, so that two test runs on a machine do not meet.
     network = PodNetwork(f"cir{os.getpid()}", f"10.213.{os.getpid() % 256}")
-    _ip("link", "add", network.name, "type", "bridge")
+    _ip("link", "add", network.name, "address", _BRIDGE_HARDWARE_ADDRESS, "type", "bridge")
     try:
         _ip("address", "add", f"{network.address}/24", "dev", network.name)
         _ip("link", "set", network.name, "up")
