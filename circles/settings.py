@@ -154,6 +154,9 @@ class Settings(BaseSettings):
     detector_threads: int = Field(default=1, ge=1)
     """Threads that one detector replica computes with (OpenCV, torch)."""
 
+    detector_memory_bytes: int = Field(default=1536 * 2**20, ge=512 * 2**20)
+    """Most memory that one detector's process may take; a picture that needs more fails. Not heeded with a GPU."""
+
     detector_batch_size: int = Field(default=8, ge=1)
     """Most pictures detected in one call."""
 
@@ -253,6 +256,11 @@ class Settings(BaseSettings):
     def api_key_list(self) -> list[str]:
         """The keys one by one; empty when the service is open."""
         return [key for key in (part.strip() for part in self.api_keys.get_secret_value().split(",")) if key]
+
+    def without_secrets(self) -> Self:
+        """For processes that only detect."""
+        fields = type(self).model_fields
+        return self.model_copy(update={name: fields[name].default for name in _NOT_TO_BE_REPEATED})
 
     def public(self) -> dict[str, str | int | float | None]:
         """All settings but secrets, flat."""

@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 
 from circles.detection import ImageDetections
 from circles.detectors.encoded import DetectionOutcome, EncodedDetector
+from circles.detectors.guarded import GuardedDetector
 from circles.errors import DetectorUnavailableError
 
 _CLOSED = "the detector has been unloaded"
@@ -44,7 +45,7 @@ class AsyncDetector(Protocol):
 class InProcessDetector:
     """Detects in a thread of this process; what comes in meanwhile is the next batch. For one event loop."""
 
-    def __init__(self, detector: EncodedDetector, batch_size: int = 1) -> None:
+    def __init__(self, detector: EncodedDetector | GuardedDetector, batch_size: int = 1) -> None:
         """
         Args:
             batch_size: Most pictures detected in one call.
@@ -75,7 +76,8 @@ class InProcessDetector:
             _, outcome = self._waiting.popleft()
             if not outcome.done():
                 outcome.set_exception(DetectorUnavailableError(_CLOSED))
-        self._executor.shutdown(wait=False)  # the batch in work is still answered
+        self._executor.submit(self._detector.close)  # after the batch in work, which is still answered
+        self._executor.shutdown(wait=False)
 
     def _start_batch(self) -> None:
         if self._is_busy:

@@ -1,12 +1,12 @@
 """DetectorDeployment: replicas that hold one detector each, and batch what comes in."""
 
 import asyncio
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 from ray import serve
 
-from circles.detectors.encoded import DetectionOutcome, open_detector
+from circles.detectors.encoded import DetectionOutcome
+from circles.detectors.guarded import GuardedDetector
 from circles.settings import Settings
 
 
@@ -14,7 +14,7 @@ class DetectorDeployment:
     """Answers for encoded pictures. Its options (replicas, queue, batch) are the builder's business."""
 
     def __init__(self, settings: Settings) -> None:
-        self._detector = open_detector(settings)
+        self._detector = GuardedDetector(settings)
         # One thread: a detector serves one caller at a time, and the event loop stays free for health checks.
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="detect")
 
@@ -35,6 +35,6 @@ class DetectorDeployment:
         """
         return await self._detect_batch(image_bytes)
 
-    def process_id(self) -> int:
-        """The replica's process, for those who look after it from outside."""
-        return os.getpid()
+    def check_health(self) -> None:
+        """Asked by Serve every few seconds; a replica that raises is replaced."""
+        self._detector.check()

@@ -11,7 +11,7 @@ import uvicorn
 from pydantic import ValidationError
 
 from circles.detection import ImageDetections
-from circles.detectors.encoded import open_detector
+from circles.detectors.guarded import GuardedDetector
 from circles.errors import DetectorUnavailableError, WeightsError
 from circles.settings import Settings, why_refused
 from deployments.admission import Admission
@@ -48,7 +48,7 @@ class CircleModel(kserve.Model):  # type: ignore[misc]  # the package is not typ
         Raises:
             WeightsError: The weights are absent or damaged.
         """
-        detector = open_detector(self.settings)
+        detector = GuardedDetector(self.settings)
         self.versions = [detector.info.version]
         self._detector = InProcessDetector(detector, self.settings.detector_batch_size)
         self.ready = True

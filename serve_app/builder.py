@@ -64,7 +64,7 @@ def _detector(settings: Settings) -> Application:
         graceful_shutdown_wait_loop_s=0.5,
         graceful_shutdown_timeout_s=settings.drain_timeout_s,
     )
-    return deployment(DetectorDeployment).bind(settings)
+    return deployment(DetectorDeployment).bind(settings.without_secrets())
 
 
 def _check_message_limit(max_upload_bytes: int) -> None:

@@ -72,6 +72,9 @@ class EncodedDetector:
                 images.clear()
         return [outcome for outcome in outcomes if outcome is not None]
 
+    def close(self) -> None:
+        """Nothing is held."""
+
     def _decode(self, image_bytes: bytes) -> RGBImage | ImageError | DetectionFailedError:
         try:
             return decode_image(image_bytes, self._max_pixels)

@@ -1,7 +1,9 @@
 """Where settings come from, and what is refused."""
 
+import pickle
+
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from circles.settings import Settings, why_refused
 
@@ -57,6 +59,18 @@ def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings(database_url="mysql+pymysql://me:secret@db/x")
     assert settings.api_key_list == ["first-secret", "second-secret"]
     assert "secret" not in f"{settings!r} {settings.public()}"
+
+
+def test_processes_that_detect_are_told_no_secret() -> None:
+    settings = Settings(
+        database_url="mysql+pymysql://me:hidden@db/x",
+        api_keys=SecretStr("hidden"),
+        model_server_url="http://hidden.example",
+        max_image_pixels=7,
+    )
+    told = settings.without_secrets()
+    assert b"hidden" not in pickle.dumps(told)
+    assert told.max_image_pixels == 7
 
 
 def test_min_score_is_the_detectors_own_unless_set() -> None:

@@ -15,7 +15,8 @@ from fastapi import FastAPI
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as kserve_messages
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 
-from circles.detectors.encoded import EncodedDetector, open_detector
+from circles.detectors.encoded import EncodedDetector
+from circles.detectors.guarded import GuardedDetector
 from circles.errors import WeightsError
 from circles.geometry import Circle
 from circles.settings import Settings
@@ -37,9 +38,11 @@ UNLOAD = f"/v2/repository/models/{MODEL}/unload"
 def model_server(detector: FixedDetector | None = None, **changes: Any) -> Iterator[tuple[httpx2.Client, str]]:
     """A client and the address of gRPC."""
     model = CircleModel(Settings(mode="dummy", **changes))
-    model.load()
-    if detector is not None:
+    if detector is None:
+        model.load()
+    else:
         model._detector = InProcessDetector(EncodedDetector(detector, 10**9, 0.1), 8)
+        model.ready = True
     grpc_address = f"127.0.0.1:{free_port()}"
     with (
         running_app(create_model_server(model, grpc_address)) as url,
@@ -175,12 +178,13 @@ def test_model_is_a_kserve_model() -> None:
     assert not asyncio.run(model.healthy())
     model.load()
     assert asyncio.run(model.healthy())
+    asyncio.run(model.unload_model())
 
 
 def test_load_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with model_server() as (client, grpc_address):
         client.post(UNLOAD)
-        monkeypatch.setattr("deployments.kserve_model.open_detector", _damaged)
+        monkeypatch.setattr("deployments.kserve_model.GuardedDetector", _damaged)
         refused = client.post(LOAD)
         assert (refused.status_code, refused.json()) == (500, {"error": "told to be damaged"})
         assert client.get("/v2/health/ready").status_code == 503
@@ -192,21 +196,21 @@ def test_load_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         assert refusal.value.code() is grpc.StatusCode.INTERNAL
 
 
-def _damaged(_: Settings) -> EncodedDetector:
+def _damaged(_: Settings) -> GuardedDetector:
     raise WeightsError("told to be damaged")
 
 
 def test_unload_waits_for_a_load_that_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     has_begun, may_end = threading.Event(), threading.Event()
 
-    def slow(settings: Settings) -> EncodedDetector:
+    def slow(settings: Settings) -> GuardedDetector:
         has_begun.set()
         assert may_end.wait(10)
-        return open_detector(settings)
+        return GuardedDetector(settings)
 
     with model_server() as (client, _), ThreadPoolExecutor(2) as pool:
         client.post(UNLOAD)
-        monkeypatch.setattr("deployments.kserve_model.open_detector", slow)
+        monkeypatch.setattr("deployments.kserve_model.GuardedDetector", slow)
         loading = pool.submit(client.post, LOAD)
         assert has_begun.wait(10)
         unloading = pool.submit(client.post, UNLOAD)

@@ -1,0 +1,73 @@
+"""The process in which a ``GuardedDetector`` detects: ``python -m circles.detectors.guarded_process FD``.
+
+It is told its settings by the connection of that file descriptor, then lists of picture files, and answers each with
+what came of it.
+"""
+
+import logging
+import os
+import queue
+import resource
+import signal
+import sys
+import threading
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from circles.detectors.encoded import open_detector
+from circles.errors import CirclesError
+from circles.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_OOM_SCORE = Path("/proc/self/oom_score_adj")
+
+
+def main() -> None:
+    """Detects until the other end of the connection is closed."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal; the end comes by the connection
+    connection: Connection[object, object] = Connection(int(sys.argv[1]))
+    settings = connection.recv()
+    assert isinstance(settings, Settings)
+    _be_the_first_to_go(settings.detector_memory_bytes if settings.detector_num_gpus == 0 else None)
+    waiting: queue.SimpleQueue[list[bytes]] = queue.SimpleQueue()
+    detecting = threading.Thread(target=_detect, args=(connection, settings, waiting), daemon=True)
+    detecting.start()
+    try:
+        while True:
+            files = connection.recv()
+            assert isinstance(files, list)
+            waiting.put(files)
+    except (EOFError, ConnectionError):
+        # Whatever is being computed, or never ends, nobody waits for it any more.
+        os._exit(0)
+
+
+def _detect(
+    connection: "Connection[object, object]", settings: Settings, waiting: "queue.SimpleQueue[list[bytes]]"
+) -> None:
+    try:
+        try:
+            detector = open_detector(settings)
+        except CirclesError as error:
+            connection.send(error)
+            return
+        connection.send(detector.info)
+        while True:
+            connection.send(detector.detect(waiting.get()))
+    except BaseException:
+        logger.exception("the detector's process ends")
+        os._exit(1)
+
+
+def _be_the_first_to_go(memory_bytes: int | None) -> None:
+    """Memory that a picture wants without end is refused here, before it is the machine's or the pod's."""
+    if memory_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
+    if _OOM_SCORE.exists():  # Linux
+        _OOM_SCORE.write_text("1000")
+
+
+if __name__ == "__main__":
+    main()
