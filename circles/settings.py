@@ -91,6 +91,9 @@ class Settings(BaseSettings):
     max_in_flight: int = Field(default=64, ge=1)
     """Pictures worked on at once by one ingress replica or model server; more are answered 429."""
 
+    max_in_flight_bytes: int = Field(default=256 * 2**20, ge=1)
+    """Bytes of the requests that one of them has taken and not answered; at worst memory is nine times as much."""
+
     max_pending: int = Field(default=1000, ge=0)
     """Pictures that may wait for detection in the whole service; more are answered 429."""
 

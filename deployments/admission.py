@@ -1,23 +1,90 @@
-"""Admission: how many pictures one process works on at once."""
+"""Admission: how many pictures, and how many bytes of them, one process works on at once."""
 
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from circles.errors import TooManyUploadsError
 
 
-class Slot:
-    """The right to work on one picture, until it is released or its context is left."""
+@dataclass
+class _Room:
+    """What there is, and what is taken of it."""
 
-    def __init__(self, admission: "Admission", weight: int) -> None:
-        self._admission: Admission | None = admission
-        self._weight = weight
+    max_in_flight: int
+    max_bytes: int
+    in_flight: int = 0
+    held_bytes: int = 0
+
+    def require_place(self) -> None:
+        if self.in_flight >= self.max_in_flight:
+            raise TooManyUploadsError(f"{self.max_in_flight} pictures are being worked on already")
+
+
+class Admission:
+    """Counts pictures and bytes. For one event loop; not to be shared between threads."""
+
+    def __init__(self, max_in_flight: int, max_bytes: int) -> None:
+        """
+        Args:
+            max_bytes: One request may hold more than that when nobody else is here.
+        """
+        self._room = _Room(max_in_flight, max_bytes)
+
+    @property
+    def in_flight(self) -> int:
+        """Pictures that are being worked on."""
+        return self._room.in_flight
+
+    def enter(self) -> "Slot":
+        """For a request whose bytes are still to come; the caller releases what it gets.
+
+        A client that takes its time holds no more than the bytes that it has sent, so others have their turn.
+
+        Raises:
+            TooManyUploadsError: So many are worked on that this one would be refused as things are.
+        """
+        self._room.require_place()
+        return Slot(self._room)
+
+    def work(self) -> "Slot":
+        """For work whose bytes are there, or count elsewhere; raises as ``enter``."""
+        slot = Slot(self._room)
+        slot.work()
+        return slot
+
+
+class Slot:
+    """What one request takes, until it is released or its context is left."""
+
+    def __init__(self, room: _Room) -> None:
+        self._room = room
+        self._held_bytes = 0
+        self._is_at_work = False
+
+    def hold(self, size_bytes: int) -> None:
+        """So many bytes more are kept in memory or in temporary files.
+
+        Raises:
+            TooManyUploadsError: There is no room for them beside those of others.
+        """
+        self._held_bytes += size_bytes
+        self._room.held_bytes += size_bytes
+        is_alone = self._room.held_bytes == self._held_bytes
+        if self._room.held_bytes > self._room.max_bytes and not is_alone:
+            raise TooManyUploadsError(f"{self._room.max_bytes} bytes of pictures are being worked on already")
+
+    def work(self) -> None:
+        """From now on it counts as a picture that is being worked on; raises as ``Admission.enter``."""
+        self._room.require_place()
+        self._room.in_flight += 1
+        self._is_at_work = True
 
     def release(self) -> None:
-        """Gives the right back; harmless when it was given back before."""
-        if self._admission is not None:
-            self._admission._in_flight -= self._weight  # noqa: SLF001 - the two are one
-            self._admission = None
+        """Gives everything back; harmless when it was given back before."""
+        self._room.held_bytes -= self._held_bytes
+        self._room.in_flight -= self._is_at_work
+        self._held_bytes, self._is_at_work = 0, False
 
     def __enter__(self) -> Self:
         return self
@@ -26,27 +93,3 @@ class Slot:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.release()
-
-
-class Admission:
-    """Counts slots. For one event loop; not to be shared between threads."""
-
-    def __init__(self, max_in_flight: int) -> None:
-        self._max_in_flight = max_in_flight
-        self._in_flight = 0
-
-    def enter(self, weight: int = 1) -> Slot:
-        """A slot, at once; the caller releases it.
-
-        Args:
-            weight: How many pictures of the largest size the work may hold in memory; more than there is room for in
-                all is taken as all.
-
-        Raises:
-            TooManyUploadsError: All are taken.
-        """
-        weight = min(weight, self._max_in_flight)
-        if self._in_flight + weight > self._max_in_flight:
-            raise TooManyUploadsError(f"{self._max_in_flight} pictures are being worked on already")
-        self._in_flight += weight
-        return Slot(self, weight)

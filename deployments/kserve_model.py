@@ -39,7 +39,7 @@ class CircleModel(kserve.Model):  # type: ignore[misc]  # the package is not typ
         self.versions: list[str] = []
         self.extensions = [BINARY_EXTENSION, REPOSITORY_EXTENSION]
         self.min_score = settings.default_min_score
-        self.admission = Admission(settings.max_in_flight)
+        self.admission = Admission(settings.max_in_flight, settings.max_in_flight_bytes)
         self._loading = asyncio.Lock()
         self._detector: InProcessDetector | None = None
 

@@ -114,7 +114,7 @@ def open_services(settings: Settings, detector: AsyncDetector, holder: str) -> S
         detector=detector,
         pipeline=ImagePipeline(book, detector, settings, on_pending=reconciler.wake),
         reconciler=reconciler,
-        admission=Admission(settings.max_in_flight),
+        admission=Admission(settings.max_in_flight, settings.max_in_flight_bytes),
         readiness=Readiness(
             {"database": book.check_database, "storage": book.check_images, "detector": detector.state}
         ),

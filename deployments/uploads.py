@@ -11,6 +11,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from circles.errors import StorageFullError
+from deployments.admission import Slot
 from deployments.problems import RequestError
 
 _FIELD_OVERHEAD_BYTES = 64 * 1024  # boundaries, part headers and small fields around one file
@@ -27,20 +28,21 @@ class Upload:
     filename: str | None
 
 
-async def read_upload(request: Request, max_bytes: int, timeout_s: float) -> Upload:
+async def read_upload(request: Request, slot: Slot, max_bytes: int, timeout_s: float) -> Upload:
     """The file of a request: the multipart field ``file``, or an ``image/*`` body as it is.
 
     Raises:
         RequestError: 400 without a file or with an empty one, 408 when the client takes longer to send it, 413 above
             the limit, 415 for other content types.
+        TooManyUploadsError: There is no room for it beside those of others.
         StorageFullError: There is no space for the body's temporary file.
     """
     media_type = media_type_of(request)
     if media_type == "multipart/form-data":
-        async with _files(request, "file", 1, max_bytes + _FIELD_OVERHEAD_BYTES, timeout_s) as files:
+        async with _files(request, slot, "file", 1, max_bytes + _FIELD_OVERHEAD_BYTES, timeout_s) as files:
             return await read_file(files[0], max_bytes)
     if media_type.startswith("image/"):
-        return Upload(_checked(await read_body(request, max_bytes, timeout_s), max_bytes), filename=None)
+        return Upload(_checked(await read_body(request, slot, max_bytes, timeout_s), max_bytes), filename=None)
     if not media_type:
         raise RequestError(
             400, "No file", "send a multipart form with a field 'file', or the picture as an image/* body"
@@ -48,14 +50,18 @@ async def read_upload(request: Request, max_bytes: int, timeout_s: float) -> Upl
     raise RequestError(415, "Not an accepted content type", f"{media_type} is neither multipart/form-data nor image/*")
 
 
-async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes:
+async def read_body(request: Request, slot: Slot, max_bytes: int, timeout_s: float) -> bytes:
     """The request's body as it is.
+
+    Args:
+        slot: Holds the bytes from when they come.
 
     Raises:
         RequestError: 408 when the client takes longer to send it, 413 above the limit.
+        TooManyUploadsError: There is no room for it beside those of others.
     """
     async with _in_time(timeout_s):
-        return b"".join([chunk async for chunk in _limited(request, max_bytes)])
+        return b"".join([chunk async for chunk in _limited(request, slot, max_bytes)])
 
 
 def media_type_of(request: Request) -> str:
@@ -64,16 +70,17 @@ def media_type_of(request: Request) -> str:
 
 
 @asynccontextmanager
-async def open_batch(request: Request, max_bytes: int, timeout_s: float) -> AsyncIterator[list[UploadFile]]:
+async def open_batch(request: Request, slot: Slot, max_bytes: int, timeout_s: float) -> AsyncIterator[list[UploadFile]]:
     """The files of a batch in the client's order, large ones on disk; each is for ``read_file``.
 
     Raises:
-        RequestError, StorageFullError: As ``read_upload``, the limit being that of all files together.
+        RequestError, TooManyUploadsError, StorageFullError: As ``read_upload``; the limit is that of all files
+            together.
     """
     if media_type_of(request) != "multipart/form-data":
         raise RequestError(415, "Not an accepted content type", "a batch is a multipart form with fields 'files'")
     max_body_bytes = MAX_BATCH_FILES * (max_bytes + _FIELD_OVERHEAD_BYTES)
-    async with _files(request, "files", MAX_BATCH_FILES, max_body_bytes, timeout_s) as files:
+    async with _files(request, slot, "files", MAX_BATCH_FILES, max_body_bytes, timeout_s) as files:
         yield files
 
 
@@ -97,9 +104,9 @@ def _too_large(what: str, max_bytes: int) -> RequestError:
 
 @asynccontextmanager
 async def _files(
-    request: Request, field: str, max_files: int, max_body_bytes: int, timeout_s: float
+    request: Request, slot: Slot, field: str, max_files: int, max_body_bytes: int, timeout_s: float
 ) -> AsyncIterator[list[UploadFile]]:
-    body = _limited(request, max_body_bytes)
+    body = _limited(request, slot, max_body_bytes)
     parser = _FormParser(request.headers, body, max_files=max_files, max_fields=_MAX_FIELDS)
     try:
         try:
@@ -137,7 +144,7 @@ async def _in_time(timeout_s: float) -> AsyncIterator[None]:
         raise RequestError(408, "Request timeout", f"the body was not sent within {timeout_s:g} s") from error
 
 
-async def _limited(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
+async def _limited(request: Request, slot: Slot, max_bytes: int) -> AsyncGenerator[bytes, None]:
     """The body's chunks. A body that announces too much is refused unread, one that does not as soon as it is."""
     announced = request.headers.get("Content-Length", "0")
     if not announced.isdecimal() or int(announced) > max_bytes:
@@ -147,4 +154,5 @@ async def _limited(request: Request, max_bytes: int) -> AsyncGenerator[bytes, No
         received += len(chunk)
         if received > max_bytes:
             raise _too_large("a body", max_bytes)
+        slot.hold(len(chunk))
         yield chunk

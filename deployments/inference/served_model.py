@@ -121,7 +121,7 @@ def _free_slots(admission: Admission, wanted: int) -> list[Slot]:
     slots: list[Slot] = []
     while len(slots) < wanted:
         try:
-            slots.append(admission.enter())
+            slots.append(admission.work())
         except TooManyUploadsError:
             break
     return slots

@@ -140,7 +140,8 @@ class InferenceServicer:
         if request.ByteSize() > model.settings.max_inference_bytes:
             raise InferenceInputError(f"more than {model.settings.max_inference_bytes} bytes are not accepted")
         await require_ready(model)
-        with model.admission.enter():
+        with model.admission.work() as slot:
+            slot.hold(request.ByteSize())
             asked = await anyio.to_thread.run_sync(_read_request, request, model.settings.max_upload_bytes)
             found = await model.infer(asked)
         answer = messages.ModelInferResponse(model_name=model.settings.model_name, id=request.id)

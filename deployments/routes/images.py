@@ -76,9 +76,10 @@ async def upload_image(
 )
 async def upload_batch(request: Request, services: ServicesParameter, min_score: MinScoreParameter) -> BatchBody:
     """Stores up to 64 pictures; one bad file never spoils the others."""
-    slot = services.admission.enter()
-    try:
-        async with open_batch(request, services.settings.max_upload_bytes, services.settings.upload_timeout_s) as files:
+    settings = services.settings
+    with services.admission.enter() as slot:
+        async with open_batch(request, slot, settings.max_upload_bytes, settings.upload_timeout_s) as files:
+            slot.work()
             turn = asyncio.Semaphore(_BATCH_CONCURRENCY)
 
             async def result(file: UploadFile) -> BatchResult:
@@ -86,8 +87,6 @@ async def upload_batch(request: Request, services: ServicesParameter, min_score:
                     return await _batch_result(request, services, min_score, file)
 
             return BatchBody(results=await asyncio.gather(*(result(file) for file in files)))
-    finally:
-        slot.release()
 
 
 @router.get(COLLECTION_PATH, responses=problem_responses(422))
@@ -125,7 +124,7 @@ async def delete_image(image_id: ImageId, services: ServicesParameter) -> None:
 @router.post("/images/{image_id}/detection", responses=problem_responses(404, 429))
 async def detect_again(image_id: ImageId, services: ServicesParameter, min_score: MinScoreParameter) -> ImageBody:
     """Detects again with the detector now running."""
-    slot = services.admission.enter()
+    slot = services.admission.work()
     work = detached(services.pipeline.detect_again(image_id))
     work.add_done_callback(lambda _: slot.release())
     return ImageBody.of(await asyncio.shield(work), min_score)
@@ -180,7 +179,10 @@ async def _upload(request: Request, services: Services, is_async: bool) -> Uploa
     """The request's file, uploaded within the admission's limit; the slot is held until the work ends."""
     slot = services.admission.enter()
     try:
-        upload = await read_upload(request, services.settings.max_upload_bytes, services.settings.upload_timeout_s)
+        upload = await read_upload(
+            request, slot, services.settings.max_upload_bytes, services.settings.upload_timeout_s
+        )
+        slot.work()
     except BaseException:
         slot.release()
         raise

@@ -16,7 +16,6 @@ from starlette.requests import ClientDisconnect
 
 from circles.detection import ImageDetections
 from circles.errors import CirclesError
-from circles.settings import Settings
 from deployments.inference import v1, v2_rest
 from deployments.inference.requests import InferenceRequest, make_request
 from deployments.inference.served_model import ServedModel, require_named, require_ready
@@ -137,8 +136,9 @@ async def predict(request: Request, model: NamedModelParameter) -> Response:
     """Detects in pictures given in base64, or in the one whose bytes are the body (`image/*`)."""
     settings = model.settings
     await require_ready(model)
-    with model.admission.enter(_weight(request, settings)):
-        body = await read_body(request, settings.max_inference_bytes, settings.upload_timeout_s)
+    with model.admission.enter() as slot:
+        body = await read_body(request, slot, settings.max_inference_bytes, settings.upload_timeout_s)
+        slot.work()
         if media_type_of(request).startswith("image/"):
             asked = make_request([body], dict(request.query_params), settings.max_upload_bytes)
         else:
@@ -199,8 +199,9 @@ async def infer(request: Request, model: NamedModelParameter) -> Response:
     """Detects in the pictures of the BYTES tensor `image`: base64 strings in JSON, or raw bytes after it."""
     settings = model.settings
     await require_ready(model)
-    with model.admission.enter(_weight(request, settings)):
-        body = await read_body(request, settings.max_inference_bytes, settings.upload_timeout_s)
+    with model.admission.enter() as slot:
+        body = await read_body(request, slot, settings.max_inference_bytes, settings.upload_timeout_s)
+        slot.work()
         asked = await anyio.to_thread.run_sync(
             v2_rest.read_request, body, request.headers.get(HEADER_LENGTH), settings.max_upload_bytes
         )
@@ -211,13 +212,6 @@ async def infer(request: Request, model: NamedModelParameter) -> Response:
     if header_length is None:
         return Response(content, headers=headers, media_type="application/json")
     return Response(content, headers={**headers, HEADER_LENGTH: str(header_length)}, media_type=BINARY_MEDIA_TYPE)
-
-
-def _weight(request: Request, settings: Settings) -> int:
-    """As many slots as pictures of the largest size would fit into the body."""
-    announced = request.headers.get("Content-Length", "")
-    size = int(announced) if announced.isdecimal() else settings.max_inference_bytes
-    return max(1, -(-min(size, settings.max_inference_bytes) // settings.max_upload_bytes))
 
 
 async def _infer(model: ServedModel, asked: InferenceRequest) -> tuple[list[ImageDetections], dict[str, str]]:

@@ -235,7 +235,7 @@ async def _start_and_stop(app: FastAPI) -> None:
 
 def test_large_bodies_take_the_room_of_many_pictures() -> None:
     blocked = BlockedDetector(FOUND)
-    with model_server(blocked, max_in_flight=4, max_upload_bytes=100_000) as (client, _), ThreadPoolExecutor(1) as pool:
+    with model_server(blocked, max_in_flight_bytes=400_000) as (client, _), ThreadPoolExecutor(1) as pool:
         large = [encode(np.zeros((8, 8, 3), np.uint8))] * 10 + [b"\0" * 400_000]
         asked = pool.submit(predict, client)
         assert blocked.has_begun.wait(10)
@@ -243,3 +243,6 @@ def test_large_bodies_take_the_room_of_many_pictures() -> None:
         assert refused.status_code == 429
         blocked.release()
         assert asked.result().status_code == 200
+        assert client.post(f"/v1/models/{MODEL}:predict", json=v1_request(large)).status_code == 400, (
+            "alone it has room"
+        )

@@ -115,7 +115,7 @@ def test_health_answers_while_the_database_is_locked(tmp_path: Path) -> None:
     ):
         with api.services.database._writing():
             uploads = [pool.submit(upload, api, disc_jpeg(seed)) for seed in range(50)]
-            wait_until(lambda: api.services.admission._in_flight >= 45)
+            wait_until(lambda: api.services.admission.in_flight >= 45)
             assert api.client.get("/health", timeout=3).status_code == 200
         assert {future.result().status_code for future in uploads} <= {201, 503}
 
@@ -216,15 +216,23 @@ def test_another_database_on_the_same_files_is_refused(tmp_path: Path) -> None:
         running_api(other, detector).__enter__()
 
 
-def test_client_that_goes_away_gives_its_slot_back(tmp_path: Path) -> None:
+def test_client_that_takes_its_time_holds_no_more_than_what_it_sent(tmp_path: Path) -> None:
+    """And gives that back when it goes away."""
     detector = GatedDetector(FixedDetector(*FOUND))
-    with service(tmp_path, detector, max_in_flight=1) as api:
+    with service(tmp_path, detector, max_in_flight=1, max_in_flight_bytes=50_000) as api:
         address = urlsplit(api.url)
-        head = "POST /images/ HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: 1000\r\n\r\n"
+        head = "POST /images/ HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: 99000\r\n\r\n"
         with socket.create_connection((address.hostname, address.port)) as connection:
-            connection.sendall(head.encode() + b"\xff\xd8\xff")
-            wait_until(lambda: upload(api, disc_jpeg(1)).status_code == 429)
-        wait_until(lambda: upload(api, disc_jpeg(1)).status_code in (200, 201))
+            connection.sendall(head.encode() + bytes(20_000))
+            assert upload(api, disc_jpeg(1)).status_code == 201
+            connection.sendall(bytes(29_000))
+            wait_until(lambda: upload(api, disc_jpeg(2)).status_code == 429)
+        wait_until(lambda: upload(api, disc_jpeg(2)).status_code in (200, 201))
+
+
+def test_one_upload_may_be_larger_than_what_many_may_be_together(tmp_path: Path) -> None:
+    with service(tmp_path, GatedDetector(FixedDetector(*FOUND)), max_in_flight_bytes=1) as api:
+        assert upload(api, disc_jpeg(1)).status_code == 201
 
 
 def test_full_disk_is_told_and_reading_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
