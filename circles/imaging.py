@@ -60,6 +60,10 @@ _ORIENTATIONS = {
 }
 
 
+# A bit for each block of 8 x 8 px would be 512. Where there are fewer, blocks are missing and would become grey.
+_MAX_JPEG_PIXELS_A_BYTE = 1024
+
+
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
     """What the first bytes say: the real media type, and the size in px after the EXIF orientation is applied."""
@@ -134,6 +138,8 @@ def _open(image_bytes: bytes, max_pixels: int) -> tuple[str, Image.Image]:
         )
     if width * height == 0:
         raise BrokenImageError("the picture has no pixels")
+    if media_type == "image/jpeg" and width * height > _MAX_JPEG_PIXELS_A_BYTE * len(image_bytes):
+        raise BrokenImageError(f"the JPEG has {len(image_bytes)} bytes, too few for {width} x {height} pixels")
     return media_type, picture
 
 

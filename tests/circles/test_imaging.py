@@ -199,6 +199,15 @@ def test_flipped_bits_never_raise_anything_else() -> None:
             assert image.ndim == 3
 
 
+def test_jpeg_that_claims_more_pixels_than_its_bytes_can_hold_is_refused() -> None:
+    image_bytes = encode(np.full((600, 800, 3), 128, np.uint8), "JPEG", quality=1, optimize=True, progressive=True)
+    assert decode_image(image_bytes, MAX_PIXELS).shape == (600, 800, 3), "as few bytes as an encoder can do with"
+    frame = image_bytes.index(b"\xff\xc2")
+    liar = image_bytes[: frame + 5] + struct.pack(">HH", 6000, 8000) + image_bytes[frame + 9 :]
+    with pytest.raises(BrokenImageError, match="too few for 8000 x 6000 pixels"):
+        read_header(liar, 10**8)
+
+
 def test_encoded_jpeg_can_be_decoded() -> None:
     image = two_discs().image
     assert np.abs(decode_image(encode_jpeg(image), MAX_PIXELS).astype(int) - image).mean() < 4
