@@ -10,26 +10,23 @@ proposals the likeliest are looked at, and of those that look well the best twic
 answered: a score without it would mean something else. What got but one is, with the rim that this one saw.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from circles.detection import Detection, DetectorInfo, suppress_duplicates
 from circles.detectors.rim import REACHES, fit, unroll
-from circles.detectors.runtimes import LEAST_SIDE_PX, SIZE_MULTIPLE_PX, STRIDE_PX, Array, Runtime
+from circles.detectors.runtimes import STRIDE_PX, Array, Runtime
+from circles.detectors.tiles import Area, Tile, areas_of, is_seen_whole, tiles
 from circles.geometry import BBox, Circle, Ellipse, FloatArray
 from circles.imaging import RGBImage
 
 _VIEWS_PX = (128, 448, 896, 1792, 3584)  # longer side of the picture at each level
 _GIVEN_LEVELS = 2  # that every picture is looked at in: the first for what fills it, the second for all else
-_TILE_PX = 512
 _MAX_SCALE = 2.0  # small pictures are enlarged at most so much
-_PADDING = 127  # grey, as in training
 _LARGE_RADIUS_PX = 28.0  # what the first level is asked for
-_OVERLAP_PX = 128  # of tiles; objects wider than that are the coarser levels' business
 _SMALL_RADIUS_PX = 12.0  # objects below it are looked at again, enlarged
 _LARGE_PICTURE_PX = 1500  # pictures from this size on are looked at twice, whatever was found
 _MIN_SCORE = 0.1
@@ -46,26 +43,6 @@ _MAX_PEAKS = 3000  # of all that a level shows
 _MAX_OBJECTS = 1000  # when so many are sure, no finer level is looked at
 _WIDE_LOOKS = 128  # proposals looked at together; when none of them may be anything, those with less heat are left
 _MAX_NEAR_LOOKS = 400
-
-
-@dataclass(frozen=True, slots=True)
-class _Area:
-    """A part of the picture at one level: its corner and size there, and the size of the whole."""
-
-    left: int
-    top: int
-    width: int
-    height: int
-    level_width: int
-    level_height: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Tile:
-    """An area as the network sees it."""
-
-    image: RGBImage
-    area: _Area
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +114,9 @@ class HeatmapDetector:
         tiles_left = _MAX_TILES
         for level, view_px in enumerate(_VIEWS_PX):
             scale = min(view_px / max(width, height), _MAX_SCALE if level < _GIVEN_LEVELS else 1.0)
-            areas = _worthwhile(_areas(width, height, scale), small, scale, tiles_left)
+            areas = _worthwhile(areas_of(width, height, scale), small, scale, tiles_left)
             tiles_left -= len(areas)
-            seen = [each for tile in _tiles(image, areas, scale) for each in self._look(tile, scale, width, height)]
+            seen = [each for tile in tiles(image, areas, scale) for each in self._look(tile, scale, width, height)]
             if level == 0:
                 seen = [each for each in seen if each.circle.radius * scale >= _LARGE_RADIUS_PX]
             found = suppress_duplicates(_best([*found, *seen], _MAX_PEAKS), _MAX_IOU)[:_MAX_OBJECTS]
@@ -152,11 +129,11 @@ class HeatmapDetector:
                 break
         return found
 
-    def _look(self, tile: _Tile, scale: float, width: int, height: int) -> list[Detection]:
+    def _look(self, tile: Tile, scale: float, width: int, height: int) -> list[Detection]:
         """What is seen in a tile, in px of the picture; ``_MAX_OBJECTS`` of the best at most."""
         scores, boxes, circles = _peaks(self._runtime.cells(tile.image))
         area = tile.area
-        best = np.flatnonzero(_is_seen_whole(area, boxes))[:_MAX_OBJECTS]
+        best = np.flatnonzero(is_seen_whole(area, boxes))[:_MAX_OBJECTS]
         boxes = (boxes[best] + (area.left, area.top, area.left, area.top)) / scale
         circles = (circles[best] + (area.left, area.top, 0.0)) / scale
         detections = [
@@ -247,17 +224,7 @@ def _best(detections: list[Detection], count: int) -> list[Detection]:
     return sorted(detections, key=lambda detection: -detection.score)[:count]
 
 
-def _areas(width: int, height: int, scale: float) -> list[_Area]:
-    """The picture at this scale in parts of at most ``_TILE_PX``."""
-    level_width, level_height = max(1, round(width * scale)), max(1, round(height * scale))
-    return [
-        _Area(left, top, tile_width, tile_height, level_width, level_height)
-        for top, tile_height in _spans(level_height)
-        for left, tile_width in _spans(level_width)
-    ]
-
-
-def _worthwhile(areas: list[_Area], small: Sequence[Detection], scale: float, count: int) -> list[_Area]:
+def _worthwhile(areas: list[Area], small: Sequence[Detection], scale: float, count: int) -> list[Area]:
     """So many of the areas, those with the likeliest of the small things first; with any, once one thing is sure."""
     if len(areas) <= count:
         return areas
@@ -271,48 +238,6 @@ def _worthwhile(areas: list[_Area], small: Sequence[Detection], scale: float, co
         count = max(count, sum(worth > 0 for worth in worths))
     ranked = sorted(range(len(areas)), key=lambda index: -worths[index])
     return [areas[index] for index in sorted(ranked[: max(count, 0)])]
-
-
-def _tiles(image: RGBImage, areas: Sequence[_Area], scale: float) -> Iterator[_Tile]:
-    """These areas of the picture at this scale, padded to what the network takes."""
-    if scale != 1.0 and areas:
-        interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-        size = (areas[0].level_width, areas[0].level_height)
-        image = cv2.resize(image, size, interpolation=interpolation).astype(np.uint8, copy=False)
-    for area in areas:
-        part = image[area.top : area.top + area.height, area.left : area.left + area.width]
-        padding = ((0, _missing(area.height)), (0, _missing(area.width)), (0, 0))
-        yield _Tile(np.pad(part, padding, constant_values=_PADDING), area)
-
-
-def _missing(length: int) -> int:
-    """Px from a side to the next that the network takes."""
-    return max(-length % SIZE_MULTIPLE_PX, LEAST_SIDE_PX - length)
-
-
-def _spans(length: int) -> list[tuple[int, int]]:
-    """Starts and lengths of the fewest overlapping tiles along one side."""
-    if length <= _TILE_PX:
-        return [(0, length)]
-    count = -(-(length - _OVERLAP_PX) // (_TILE_PX - _OVERLAP_PX))
-    starts = np.linspace(0, length - _TILE_PX, count).round().astype(int)
-    return [(int(start), _TILE_PX) for start in starts]
-
-
-def _is_seen_whole(area: _Area, boxes: FloatArray) -> NDArray[np.bool_]:
-    """(N,): whether a box lies in the area, and no inner border runs through it: else another one or level sees it."""
-    x_min, y_min, x_max, y_max = boxes.T
-    margin = 2.0
-    is_whole: NDArray[np.bool_] = (x_min < area.width) & (y_min < area.height) & (x_max > 0) & (y_max > 0)
-    if area.left > 0:
-        is_whole &= x_min >= margin
-    if area.top > 0:
-        is_whole &= y_min >= margin
-    if area.left + area.width < area.level_width:
-        is_whole &= x_max <= area.width - margin
-    if area.top + area.height < area.level_height:
-        is_whole &= y_max <= area.height - margin
-    return is_whole
 
 
 def _peaks(maps: Array) -> tuple[FloatArray, FloatArray, FloatArray]:
