@@ -39,12 +39,14 @@ from circles.storage.image_records import (
     object_records,
     object_rows,
 )
-from circles.storage.schema import check_schema, migrate
+from circles.storage.schema import check_schema, check_soundness, migrate
 from circles.storage.tables import ImageRow, ObjectRow, ServiceRow
 
 T = TypeVar("T")
 
 _CONFLICT_TRIES = 5
+# One that ends later than this was given before the clock was set back, and would keep its picture as long as that was.
+_LONGEST_LEASE_S = 900.0
 
 
 class _AlreadyThereError(Exception):
@@ -71,6 +73,7 @@ class Database:
 
         Raises:
             DatabaseSchemaError: The tables are not those of this version.
+            DatabaseUnavailableError: It does not answer, or its file, which this caller is to migrate, is damaged.
         """
         self._engine = open_engine(url, pool_size, timeout_s)
         self._timeout_s = timeout_s
@@ -79,6 +82,8 @@ class Database:
         self._write_turn = threading.Lock() if is_sqlite(url) else None
         try:
             if migrates:
+                if is_sqlite(url):
+                    check_soundness(self._engine)
                 migrate(url)
             check_schema(self._engine)
         except BaseException:
@@ -223,7 +228,9 @@ class Database:
         """
         now = datetime.now(UTC)
         until = now + timedelta(seconds=lease_s)
-        waiting = (ImageRow.status == "pending", or_(ImageRow.lease_until.is_(None), ImageRow.lease_until <= now))
+        latest = now + timedelta(seconds=max(2 * lease_s, _LONGEST_LEASE_S))
+        is_free = or_(ImageRow.lease_until.is_(None), ImageRow.lease_until <= now, ImageRow.lease_until > latest)
+        waiting = (ImageRow.status == "pending", is_free)
         oldest_first = (ImageRow.created_at, ImageRow.image_id)
         statement = select(ImageRow.__table__).where(*waiting).order_by(*oldest_first).limit(limit)
 

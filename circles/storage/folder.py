@@ -14,6 +14,10 @@ from circles.storage.images import PART_SUFFIX, SERVICE_KEY, is_key, new_key
 
 _STREAM_CHUNK_BYTES = 2**20
 
+RESERVE_BYTES = 4 * 2**20
+"""That pictures leave free on the volume. The database is mostly there too, and deleting a row takes space first (its
+write-ahead log grows to some 4 MiB): without any, nobody could delete a picture from a full disk."""
+
 
 class FolderStore:
     """Uploaded files. A fixed set of 256 folders keeps each one small, and makes a durable write cost one fsync of the
@@ -37,6 +41,7 @@ class FolderStore:
         path = self._folder / key
         part = path.with_name(path.name + PART_SUFFIX)
         with _errors_translated():
+            self._require_room(len(image_bytes))
             try:
                 _write_durably(path, part, image_bytes)
             except BaseException:
@@ -45,6 +50,11 @@ class FolderStore:
                     path.unlink(missing_ok=True)
                 raise
 
+    def _require_room(self, size_bytes: int) -> None:
+        volume = os.statvfs(self._folder)
+        if volume.f_bavail * volume.f_frsize < size_bytes + RESERVE_BYTES:
+            raise StorageFullError("the image store has no space left")
+
     def load(self, key: str) -> bytes:
         with _errors_translated(), self._opened(key) as file:
             return file.read()
@@ -52,7 +62,12 @@ class FolderStore:
     def stream(self, key: str) -> Iterator[bytes]:
         with _errors_translated():
             file = self._opened(key)
-        return _chunks(file)
+            try:
+                first = file.read(_STREAM_CHUNK_BYTES)  # a disk that cannot be read says so before an answer has begun
+            except BaseException:
+                file.close()
+                raise
+        return _chunks(file, first)
 
     def signed_url(self, key: str, seconds: int) -> str | None:  # noqa: ARG002 - a folder has no addresses
         return None
@@ -114,10 +129,12 @@ def _write_durably(path: Path, part: Path, content: bytes) -> None:
     _fsync_folder(path.parent)
 
 
-def _chunks(file: IO[bytes]) -> Iterator[bytes]:
+def _chunks(file: IO[bytes], first: bytes) -> Iterator[bytes]:
+    chunk = first
     with file:
-        while chunk := file.read(_STREAM_CHUNK_BYTES):
+        while chunk:
             yield chunk
+            chunk = file.read(_STREAM_CHUNK_BYTES)
 
 
 def _fsync_folder(folder: Path) -> None:

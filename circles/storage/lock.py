@@ -70,6 +70,15 @@ class DataFolderLock:
         return True
 
 
+def holder_pid(folder: Path) -> int | None:
+    """Process id of whoever has the folder, or had it last, on this host; None where nobody ever had."""
+    try:
+        holder = json.loads((folder / LOCK_NAME).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # nobody, or one that is just writing
+        return None
+    return int(holder["pid"]) if holder["host"] == socket.gethostname() else None
+
+
 def _read(file: IO[str]) -> str:
     file.seek(0)
     return file.read().strip()

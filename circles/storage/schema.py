@@ -15,7 +15,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, text
 
-from circles.errors import DatabaseSchemaError
+from circles.errors import DatabaseSchemaError, DatabaseUnavailableError
 from circles.storage.engine import errors_translated, open_migration_engine
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
@@ -68,6 +68,21 @@ def check_schema(engine: Engine) -> None:
     if found != head():
         state = "has no tables yet" if found is None else f"is at revision {found}, this version wants {head()}"
         raise DatabaseSchemaError(f"the database {state}: run `just migrate` (python -m circles.storage migrate)")
+
+
+def check_soundness(engine: Engine) -> None:
+    """Looks through SQLite's file: a page that is damaged would be found when it is read, or written over, much later.
+
+    Raises:
+        DatabaseUnavailableError: It is damaged, or no database; nothing is changed.
+    """
+    with errors_translated(), engine.connect() as connection:
+        finding = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
+    if finding != "ok":
+        raise DatabaseUnavailableError(
+            f"the database file is damaged, and left as it is: {' '.join(str(finding).split())[:300]}. Put it aside, "
+            "and bring back a backup by `just storage restore` (python -m circles.storage restore)"
+        )
 
 
 def head() -> str:
