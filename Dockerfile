@@ -105,7 +105,8 @@ COPY --from=serve-build /opt/venv /opt/venv
 COPY --from=serve-build /app /app
 # Our Ray comes before the base image's, of the same version, which lacks our packages. HOME: Ray keeps its token there.
 ENV PATH=/opt/venv/bin:$PATH HOME=/tmp PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
-    DATABASE_URL=sqlite:////data/db.sqlite3 STORAGE_URL=file:/data/images
+    DATABASE_URL=sqlite:////data/db.sqlite3 STORAGE_URL=file:/data/images \
+    RAY_SERVE_HAPROXY_BINARY_PATH=/opt/venv/bin/circles-haproxy TRUSTED_PROXIES=1
 # KubeRay's commands and probes need the tools named here. The base image lets its user become root by sudo; nobody
 # becomes anybody here.
 RUN for tool in bash grep ray wget; do command -v "$tool" || exit 1; done \

@@ -26,6 +26,11 @@ lock *arguments: install-deps
         --no-annotate --no-header --no-emit-index-url --no-emit-find-links --no-emit-package torch \
         {{ arguments }} --output-file requirements.lock
 
+# Make a key: the client gets it, API_KEYS its hash
+[group('setup')]
+api-key: install-deps
+    @{{ python }} -m deployments.api_keys
+
 # Write the messages of the Open Inference Protocol's gRPC out of deployments/inference/open_inference.proto
 [group('setup')]
 proto: install-deps
@@ -124,6 +129,27 @@ lint: install-deps
     .venv/bin/hadolint Dockerfile
     .venv/bin/yamllint --strict .
     .venv/bin/shellcheck justw scripts/*.sh .ci/run kuberay/cluster/*.sh tests/kuberay/*.sh
+    scripts/audit.sh
+
+# Write the bill of materials of .venv (CycloneDX) to build/sbom.json, or to the file named
+[group('check')]
+sbom *arguments: install-deps
+    scripts/sbom.sh {{ arguments }}
+
+# Kill what a service runs on, again and again, while pictures are uploaded: --kills, --power-cuts, --seed, --json
+[group('check')]
+chaos *arguments: install-deps
+    {{ python }} -m tests.chaos {{ arguments }}
+
+# Offer a service more than it can take: --seconds, --uploads, --megabytes
+[group('check')]
+overload *arguments: install-deps
+    {{ python }} -m tests.load overload {{ arguments }}
+
+# Keep a service busy for long, and watch its memory: --minutes, --load
+[group('check')]
+soak *arguments: install-deps
+    {{ python }} -m tests.load soak {{ arguments }}
 
 # Throw hostile files at the service by every door, and judge what comes of it: --files, --seed, --folder, --url, --grpc
 [group('check')]

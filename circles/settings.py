@@ -4,6 +4,7 @@ Arguments in ``serve_config.yaml`` win over environment variables of the same na
 defaults. Secrets come by environment alone. Each program reads its settings once, at start.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
@@ -19,6 +20,9 @@ from circles.storage.images import is_local, local_folder
 
 # Age below which a file without a row may be an upload of another replica.
 _LEAST_SHARED_GRACE_S = 600.0
+
+HASHED_KEY_PREFIX = "sha256:"
+"""Before a hash that stands in the place of a key."""
 
 Score = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -38,7 +42,7 @@ def _check_database_url(url: str) -> str:
 def _check_storage_url(url: str) -> str:
     parts = urlsplit(url)
     is_folder = is_local(url) and str(local_folder(url)) != "."
-    if not is_folder and not (parts.scheme in ("s3", "gs", "az") and parts.netloc):
+    if not is_folder and not (parts.scheme in ("s3", "gs", "az") and parts.netloc and "@" not in parts.netloc):
         raise ValueError("neither file: and a folder, as file:data/images, nor s3://, gs:// or az:// and a bucket")
     return url
 
@@ -50,6 +54,29 @@ def _check_model_server_url(url: str) -> str:
     if not is_base or parts.username:
         raise ValueError("not the base URL of a server, as in http://127.0.0.1:9090")
     return url.rstrip("/")
+
+
+def _check_api_keys(keys: SecretStr) -> SecretStr:
+    for key in _listed(keys.get_secret_value()):
+        if key.startswith(HASHED_KEY_PREFIX) and not re.fullmatch(rf"{HASHED_KEY_PREFIX}[0-9a-f]{{64}}", key):
+            raise ValueError(f"a hash is {HASHED_KEY_PREFIX} and 64 lower-case hex digits")
+    return keys
+
+
+def _check_origins(origins: str) -> str:
+    for origin in _listed(origins):
+        parts = urlsplit(origin)
+        _ = parts.port  # raises ValueError where it is none
+        is_origin = (
+            parts.scheme in ("http", "https") and origin == f"{parts.scheme}://{parts.netloc}" and parts.hostname
+        )
+        if origin != "*" and (not is_origin or parts.username is not None or origin != origin.lower()):
+            raise ValueError(f"'{origin}' is not an origin, as https://app.example.org is, nor *")
+    return origins
+
+
+def _listed(text: str) -> list[str]:
+    return [entry for entry in (part.strip() for part in text.split(",")) if entry]
 
 
 class Settings(BaseSettings):
@@ -130,8 +157,17 @@ class Settings(BaseSettings):
     max_image_pixels: int = Field(default=50_000_000, ge=1)
     """Largest picture, in pixels; checked in its header."""
 
-    api_keys: SecretStr = SecretStr("")
-    """Comma-separated keys; when set, all but the open routes want one of them."""
+    api_keys: Annotated[SecretStr, AfterValidator(_check_api_keys)] = SecretStr("")
+    """Comma-separated keys, or `sha256:…` of keys; when set, all but the open routes want one of them."""
+
+    rate_limit: Annotated[str, Field(pattern=r"^[1-9]\d{0,8}/(second|minute|hour|day)$")] | None = None
+    """Most requests of one key, or of one address without a key, as `100/minute`, at each ingress replica; then 429."""
+
+    trusted_proxies: int = Field(default=0, ge=0)
+    """Proxies in front that tell addresses by `X-Forwarded-For`, HAProxy being one; 0: all without a key are as one."""
+
+    cors_origins: Annotated[str, AfterValidator(_check_origins)] | None = None
+    """Comma-separated origins whose web pages may ask, as `https://app.example.org`, or `*`; unset: none."""
 
     reconcile_period_s: float = Field(default=10.0, gt=0)
     """Seconds between two looks for pending pictures; those of this replica are also taken up at once."""
@@ -258,7 +294,12 @@ class Settings(BaseSettings):
     @property
     def api_key_list(self) -> list[str]:
         """The keys one by one; empty when the service is open."""
-        return [key for key in (part.strip() for part in self.api_keys.get_secret_value().split(",")) if key]
+        return _listed(self.api_keys.get_secret_value())
+
+    @property
+    def cors_origin_list(self) -> list[str]:
+        """The origins one by one; empty when there are none."""
+        return _listed(self.cors_origins or "")
 
     def without_secrets(self) -> Self:
         """For processes that only detect."""
@@ -269,13 +310,20 @@ class Settings(BaseSettings):
         """All settings but secrets, flat."""
         return {
             **self.model_dump(exclude={"api_keys"}),
-            "database_url": make_url(self.database_url).render_as_string(hide_password=True),
+            "database_url": _without_passwords(self.database_url),
             "min_score": self.default_min_score,
         }
 
 
 # Their values may hold a password, also where they are refused.
-_NOT_TO_BE_REPEATED = frozenset({"database_url", "api_keys", "model_server_url"})
+_NOT_TO_BE_REPEATED = frozenset({"database_url", "storage_url", "api_keys", "model_server_url"})
+
+
+def _without_passwords(database_url: str) -> str:
+    """The URL with asterisks for the user's password, and for those among its parameters."""
+    url = make_url(database_url)
+    hidden = {name: "***" for name in url.query if "pass" in name.lower()}
+    return url.update_query_dict(hidden).render_as_string(hide_password=True)
 
 
 def why_refused(error: ValidationError) -> str:

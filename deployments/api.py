@@ -2,15 +2,17 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from fastapi_offline import FastAPIOffline
 
 import circles
-from deployments.api_keys import ApiKeys
 from deployments.application_model import ApplicationModel
+from deployments.browsers import BrowserHeadersMiddleware, CorsMiddleware, ForeignPageMiddleware, documentation_policy
+from deployments.inference.v2_rest import HEADER_LENGTH
 from deployments.middleware import (
-    ApiKeyMiddleware,
+    AccessMiddleware,
     CanonicalPathMiddleware,
     InternalErrorMiddleware,
     RequestIdMiddleware,
@@ -21,10 +23,26 @@ from deployments.services import Services
 
 _API_PREFIX = "/api/v1"
 _DOCS_FILES = "/static/docs"
+_DOCS = "/docs"
+_UNLIMITED_PATHS = ("/health", "/ready")
 _OPEN_PATHS = (
-    *("/health", "/ready", "/", "/docs", "/openapi.json"),
+    *_UNLIMITED_PATHS,
+    *("/", _DOCS, "/openapi.json"),
     *(f"{_DOCS_FILES}/{name}" for name in ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")),
 )
+
+# No credentials: a key is sent by the page's own code, never by the browser.
+_CORS: dict[str, Any] = {
+    "allow_methods": ["GET", "POST", "DELETE"],
+    "allow_headers": [
+        *("X-API-Key", "Authorization", "Content-Type", "Prefer", "If-None-Match", "X-Request-ID"),
+        HEADER_LENGTH,
+    ],
+    "expose_headers": [
+        *("X-Request-ID", "Location", "Retry-After", "ETag", "Preference-Applied"),
+        *(HEADER_LENGTH, inference.LATENCY_HEADER),
+    ],
+}
 
 
 def create_api(services: Services, *, is_behind_serve: bool) -> FastAPI:
@@ -45,13 +63,14 @@ def create_api(services: Services, *, is_behind_serve: bool) -> FastAPI:
         description="Finds circular objects in photographs. Every /api/v1 path also answers without that prefix.",
         version=circles.__version__,
         lifespan=lifespan,
+        docs_url=_DOCS,
         redoc_url=None,
         static_url=_DOCS_FILES,
     )
     app.state.services = services
     app.state.served_model = ApplicationModel(services)
     # What every route may answer; also keeps FastAPI from documenting its own kind of 422.
-    api = APIRouter(responses=problem_responses(401, 422, 500, 503))
+    api = APIRouter(responses=problem_responses(401, 422, 429, 500, 503))
     for router in (images.router, objects.router, system.router):
         api.include_router(router)
     app.include_router(api, prefix=_API_PREFIX)
@@ -62,8 +81,15 @@ def create_api(services: Services, *, is_behind_serve: bool) -> FastAPI:
 
     collections = [prefix + images.COLLECTION_PATH for prefix in ("", _API_PREFIX)]
     # The one added last meets a request first.
-    app.add_middleware(ApiKeyMiddleware, api_keys=ApiKeys(services.settings.api_key_list), open_paths=_OPEN_PATHS)
+    app.add_middleware(
+        AccessMiddleware, access=services.access, open_paths=_OPEN_PATHS, unlimited_paths=_UNLIMITED_PATHS
+    )
     app.add_middleware(CanonicalPathMiddleware, paths_with_slash=collections)
     app.add_middleware(InternalErrorMiddleware)
+    origins = services.settings.cors_origin_list
+    app.add_middleware(ForeignPageMiddleware, allowed_origins=origins)
+    if origins:
+        app.add_middleware(CorsMiddleware, allow_origins=origins, **_CORS)
+    app.add_middleware(BrowserHeadersMiddleware, policies={_DOCS: documentation_policy(app)}, is_shared=bool(origins))
     app.add_middleware(RequestIdMiddleware, is_behind_serve=is_behind_serve)
     return app

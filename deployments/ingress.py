@@ -13,7 +13,6 @@ from circles.detectors import detector_info
 from circles.detectors.encoded import open_detector
 from circles.settings import Score, Settings
 from deployments.api import create_api
-from deployments.api_keys import ApiKeys
 from deployments.application_model import ApplicationModel
 from deployments.async_detectors import AsyncDetector, InProcessDetector
 from deployments.inference.v2_grpc import InferenceServicer
@@ -48,7 +47,7 @@ class IngressDeployment:
             _detector(settings, detector_handle),
             holder=f"the ingress replica of application '{app_name}'",
         )
-        self._grpc = InferenceServicer(ApplicationModel(self._services), ApiKeys(settings.api_key_list))
+        self._grpc = InferenceServicer(ApplicationModel(self._services), self._services.access)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve asks for the application once the replica is constructed."""

@@ -9,7 +9,7 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployments.api_keys import ApiKeys
+from deployments.access import Access
 from deployments.problems import problem_document, problem_response, request_id_of
 
 _REQUEST_ID_HEADER = "X-Request-ID"
@@ -78,25 +78,41 @@ class CanonicalPathMiddleware:
         await self._app(scope, receive, send)
 
 
-class ApiKeyMiddleware:
-    """Lets only those in who show a key, but for the open paths."""
+class AccessMiddleware:
+    """Lets those in who may enter: with a key, where one is wanted, and not too often."""
 
-    def __init__(self, app: ASGIApp, api_keys: ApiKeys, open_paths: Collection[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, access: Access, open_paths: Collection[str], unlimited_paths: Collection[str]
+    ) -> None:
+        """
+        Args:
+            open_paths: They want no key.
+            unlimited_paths: They want none, and may be asked for as often as one likes.
+        """
         self._app = app
-        self._api_keys = api_keys
+        self._access = access
         self._open_paths = frozenset(open_paths)
+        self._unlimited_paths = frozenset(unlimited_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in self._open_paths or self._is_admitted(scope):
+        refusal = None
+        if scope["type"] == "http" and scope["path"] not in self._unlimited_paths:
+            headers = Headers(scope=scope)
+            refusal = await self._access.refusal(
+                headers.get("X-API-Key", ""),
+                headers.get("Authorization", ""),
+                ",".join(headers.getlist("X-Forwarded-For")),
+                wants_key=scope["path"] not in self._open_paths,
+            )
+        if refusal is None:
             await self._app(scope, receive, send)
             return
-        detail = "this service wants a key: X-API-Key, or Authorization: Bearer"
-        document = problem_document(401, "Unauthorized", detail, scope["path"], request_id_of(scope))
-        await problem_response(scope, document, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
-
-    def _is_admitted(self, scope: Scope) -> bool:
-        headers = Headers(scope=scope)
-        return self._api_keys.admit(headers.get("X-API-Key", ""), headers.get("Authorization", ""))
+        if refusal.retry_after_s:
+            status, title, more = 429, "Too many requests", {"Retry-After": str(refusal.retry_after_s)}
+        else:
+            status, title, more = 401, "Unauthorized", {"WWW-Authenticate": "Bearer"}
+        document = problem_document(status, title, refusal.detail, scope["path"], request_id_of(scope))
+        await problem_response(scope, document, more)(scope, receive, send)
 
 
 class InternalErrorMiddleware:

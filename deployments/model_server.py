@@ -15,7 +15,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 import circles
+from deployments.access import Access
 from deployments.api_keys import ApiKeys
+from deployments.browsers import BrowserHeadersMiddleware, documentation_policy
 from deployments.inference.served_model import ServedModel, require_named
 from deployments.inference.v2_grpc import InferenceServicer, Repository, add_inference_servicer
 from deployments.middleware import InternalErrorMiddleware, RequestIdMiddleware
@@ -48,7 +50,7 @@ def create_model_server(model: LoadableModel, grpc_address: str) -> FastAPI:
                 ("grpc.so_reuseport", 0),  # or a second server on this port would answer half of the calls
             ],
         )
-        add_inference_servicer(InferenceServicer(model, ApiKeys([]), model), server)
+        add_inference_servicer(InferenceServicer(model, Access(ApiKeys([])), model), server)
         server.add_insecure_port(grpc_address)
         await server.start()
         try:
@@ -72,6 +74,7 @@ def create_model_server(model: LoadableModel, grpc_address: str) -> FastAPI:
     app.add_exception_handler(HTTPException, _on_http_exception)
     # The one added last meets a request first.
     app.add_middleware(InternalErrorMiddleware)
+    app.add_middleware(BrowserHeadersMiddleware, policies={"/docs": documentation_policy(app)}, is_shared=False)
     app.add_middleware(RequestIdMiddleware, is_behind_serve=False)
     return app
 

@@ -19,9 +19,12 @@ from circles.storage.engine import is_sqlite
 from circles.storage.images import is_local, local_folder, open_image_store
 from circles.storage.lock import DataFolderLock
 from circles.storage.records import RecordBook
+from deployments.access import Access
 from deployments.admission import Admission
+from deployments.api_keys import ApiKeys
 from deployments.async_detectors import AsyncDetector
 from deployments.pipeline import ImagePipeline
+from deployments.rate_limit import RateLimiter
 from deployments.readiness import Readiness
 from deployments.reconciler import Reconciler
 
@@ -43,6 +46,7 @@ class Services:
     pipeline: ImagePipeline
     reconciler: Reconciler
     admission: Admission
+    access: Access
     readiness: Readiness
     min_score: float
     # Decoded pictures and their drawn copies are large: few are in memory at once.
@@ -115,6 +119,11 @@ def open_services(settings: Settings, detector: AsyncDetector, holder: str) -> S
         pipeline=ImagePipeline(book, detector, settings, on_pending=reconciler.wake),
         reconciler=reconciler,
         admission=Admission(settings.max_in_flight, settings.max_in_flight_bytes),
+        access=Access(
+            ApiKeys(settings.api_key_list),
+            None if settings.rate_limit is None else RateLimiter(settings.rate_limit),
+            settings.trusted_proxies,
+        ),
         readiness=Readiness(
             {"database": book.check_database, "storage": book.check_images, "detector": detector.state}
         ),

@@ -79,9 +79,11 @@ class LocalService(LocalProcess):
         replicas = int(environment.get("INGRESS_REPLICAS") or os.environ.get("INGRESS_REPLICAS") or 1)
         variables = {
             **{key: value for key, value in dotenv_values(ROOT / "serve.env").items() if value is not None},
+            "TRUSTED_PROXIES": "1",  # the HAProxy named below
             **os.environ,
             "RAY_SERVE_HAPROXY_STATS_PORT": str(ports.haproxy_stats),
             "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports.haproxy_metrics),
+            "RAY_SERVE_HAPROXY_BINARY_PATH": _tool("circles-haproxy"),
             # Behind HAProxy stands a Python proxy for the time without ingress replicas. It shares its port with
             # whoever has it already (SO_REUSEPORT), so with the fixed default two services would answer for each other.
             "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),

@@ -67,6 +67,7 @@ def test_words_exist() -> None:
     [
         "README.md",
         "CONTRIBUTING.md",
+        "SECURITY.md",
         "docs/migration.md",
         "evaluation/README.md",
         "training/README.md",

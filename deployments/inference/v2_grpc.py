@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 
 from circles.detection import ImageDetections
 from circles.errors import CirclesError, InferenceInputError, NotFoundError, OverloadedError, UnavailableError
-from deployments.api_keys import ApiKeys
+from deployments.access import Access, Refusal
 from deployments.inference import open_inference_pb2 as messages
 from deployments.inference.requests import TENSORS, InferenceRequest, make_request, output_tensors
 from deployments.inference.served_model import ServedModel, require_named, require_ready
@@ -75,13 +75,13 @@ class Context(Protocol):
 class InferenceServicer:
     """Answers calls for one model. Their kind follows from the type of the request."""
 
-    def __init__(self, model: ServedModel, api_keys: ApiKeys, repository: Repository | None = None) -> None:
+    def __init__(self, model: ServedModel, access: Access, repository: Repository | None = None) -> None:
         """
         Args:
             repository: Without one, loading and unloading are not implemented.
         """
         self._model = model
-        self._api_keys = api_keys
+        self._access = access
         self._answers: dict[type[Message], Callable[[Any], Awaitable[Message]]] = {
             messages.ServerLiveRequest: self._server_live,
             messages.ServerReadyRequest: self._server_ready,
@@ -96,8 +96,11 @@ class InferenceServicer:
 
     async def answer(self, request: Message, grpc_context: Context) -> Message:
         """The answer; a failure is told by the context's status, and the message is empty."""
-        if not self._is_admitted(grpc_context):
-            return _failed(grpc_context, grpc.StatusCode.UNAUTHENTICATED, "this service wants a key: x-api-key")
+        refusal = await self._refusal(grpc_context)
+        if refusal is not None:
+            is_too_many = refusal.retry_after_s > 0
+            code = grpc.StatusCode.RESOURCE_EXHAUSTED if is_too_many else grpc.StatusCode.UNAUTHENTICATED
+            return _failed(grpc_context, code, refusal.detail)
         answer = self._answers.get(type(request))
         if answer is None:
             reason = "the replicas of this application load the model themselves"
@@ -113,9 +116,13 @@ class InferenceServicer:
             logger.exception("%s failed", type(request).__name__)
             return _failed(grpc_context, grpc.StatusCode.INTERNAL, "the service made a mistake; its log tells more")
 
-    def _is_admitted(self, grpc_context: Context) -> bool:
-        sent = {key: value for key, value in grpc_context.invocation_metadata() or () if isinstance(value, str)}
-        return self._api_keys.admit(sent.get("x-api-key", ""), sent.get("authorization", ""))
+    async def _refusal(self, grpc_context: Context) -> Refusal | None:
+        sent: dict[str, list[str]] = {}
+        for key, value in grpc_context.invocation_metadata() or ():
+            if isinstance(value, str):
+                sent.setdefault(key.lower(), []).append(value)
+        api_key, authorization = (sent.get(key, [""])[-1] for key in ("x-api-key", "authorization"))
+        return await self._access.refusal(api_key, authorization, ",".join(sent.get("x-forwarded-for", [])))
 
     async def _server_live(self, _: messages.ServerLiveRequest) -> Message:
         return messages.ServerLiveResponse(live=True)

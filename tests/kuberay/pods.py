@@ -256,6 +256,8 @@ class Pod:
             "PATH": _PATH,
             "HOME": "/tmp",
             "PYTHONDONTWRITEBYTECODE": "1",
+            "RAY_SERVE_HAPROXY_BINARY_PATH": f"{ROOT}/.venv/bin/circles-haproxy",
+            "TRUSTED_PROXIES": "1",
             "HOSTNAME": self.name,
             **self.environment,
         }

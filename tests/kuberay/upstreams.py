@@ -17,6 +17,7 @@ import grpc
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from circles.geometry import Circle
+from deployments.access import Access
 from deployments.api import create_api
 from deployments.api_keys import ApiKeys
 from deployments.application_model import ApplicationModel
@@ -99,7 +100,7 @@ def _running_grpc(folder: Path) -> Iterator[int]:
 
     async def serve() -> None:
         server = grpc.aio.server()
-        add_inference_servicer(InferenceServicer(ApplicationModel(services), ApiKeys([])), server)
+        add_inference_servicer(InferenceServicer(ApplicationModel(services), Access(ApiKeys([]))), server)
         server.add_insecure_port(f"127.0.0.1:{port}")
         async with contextlib.AsyncExitStack() as exits:
             await exits.enter_async_context(services.running())

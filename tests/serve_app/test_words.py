@@ -16,10 +16,10 @@ from serve_app.processes import MARK, free_port
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WORDS = {
-    "setup": {"install-deps", "check-deps", "lock", "proto"},
+    "setup": {"install-deps", "check-deps", "lock", "proto", "api-key"},
     "run": {"dev", "backend", "model-server", "migrate", "storage", "clean"},
     "watch": {"status", "health", "logs", "endpoints"},
-    "check": {"test", "pytest", "lint", "eval", "fuzz"},
+    "check": {"test", "pytest", "lint", "eval", "fuzz", "chaos", "overload", "soak", "sbom"},
     "train": {"train"},
 }
 
@@ -143,7 +143,7 @@ def test_model_server_is_started_watched_and_ended(checkout: Path) -> None:
         assert "runs already" in again.stderr
     finally:
         stopped = run(checkout, "stop", variables=environment())
-    assert "ended 1 processes" in stopped.stdout
+    assert "ended 2 processes" in stopped.stdout
     assert processes_of(checkout) == []
 
 
