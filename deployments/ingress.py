@@ -8,6 +8,7 @@ from google.protobuf.message import Message
 from ray import serve
 from ray.serve.grpc_util import RayServegRPCContext
 from ray.serve.handle import DeploymentHandle
+from starlette.types import ASGIApp
 
 from circles.detectors import detector_info
 from circles.detectors.encoded import open_detector
@@ -15,10 +16,11 @@ from circles.settings import Score, Settings
 from deployments.api import create_api
 from deployments.application_model import ApplicationModel
 from deployments.async_detectors import AsyncDetector, InProcessDetector
+from deployments.handover import LateApi, has_predecessor
 from deployments.inference.v2_grpc import InferenceServicer
 from deployments.remote_detector import RemoteDetector
 from deployments.replica_detector import ReplicaDetector
-from deployments.services import open_services
+from deployments.services import Services, open_services
 
 
 class UserConfig(pydantic.BaseModel, extra="forbid"):
@@ -41,19 +43,33 @@ class IngressDeployment:
         Raises:
             DataFolderLockedError: Another service uses the data folder.
         """
-        app_name = serve.get_replica_context().app_name
-        self._services = open_services(
-            settings,
-            _detector(settings, detector_handle),
-            holder=f"the ingress replica of application '{app_name}'",
-        )
-        self._grpc = InferenceServicer(ApplicationModel(self._services), self._services.access)
+        holder = f"the ingress replica of application '{serve.get_replica_context().app_name}'"
+        detector = _detector(settings, detector_handle)
+        self._settings = settings
+        self._min_score = settings.default_min_score
+        self._services: Services | None = None
+        self._late_api: LateApi | None = None
+        if has_predecessor(settings):
+            self._late_api = LateApi(lambda: open_services(settings, detector, holder), self._create_api)
+        else:
+            self._services = open_services(settings, detector, holder)
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
+    def __serve_build_asgi_app__(self) -> ASGIApp:
         """Serve asks for the application once the replica is constructed."""
-        return create_api(self._services, is_behind_serve=True)
+        if self._late_api is not None:
+            return self._late_api
+        assert self._services is not None
+        return self._create_api(self._services)
+
+    def _create_api(self, services: Services) -> FastAPI:
+        self._services = services
+        services.min_score = self._min_score
+        self._grpc = InferenceServicer(ApplicationModel(services), services.access)
+        return create_api(services, is_behind_serve=True)
 
     async def _answer_grpc(self, request: Message, grpc_context: RayServegRPCContext) -> Message:
+        if self._late_api is not None:
+            await self._late_api.services()
         return await self._grpc.answer(request, grpc_context)
 
     # Serve finds the methods of gRPC services by their names.
@@ -63,12 +79,17 @@ class IngressDeployment:
 
     def check_health(self) -> None:
         """Asked by Serve every few seconds; a replica that raises is replaced."""
-        self._services.check_health()
+        if self._late_api is not None:
+            self._late_api.check_health()
+        if self._services is not None:
+            self._services.check_health()
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Takes over a changed ``user_config`` without a restart; what it leaves unset stays as in the settings."""
         min_score = UserConfig.model_validate(user_config).min_score
-        self._services.min_score = self._services.settings.default_min_score if min_score is None else min_score
+        self._min_score = self._settings.default_min_score if min_score is None else min_score
+        if self._services is not None:
+            self._services.min_score = self._min_score
 
 
 def _detector(settings: Settings, detector_handle: DeploymentHandle[Any] | None) -> AsyncDetector:

@@ -93,7 +93,7 @@ def open_services(settings: Settings, detector: AsyncDetector, holder: str) -> S
     """
     with contextlib.ExitStack() as opened:
         locks = []
-        for folder in _local_folders(settings):
+        for folder in local_folders(settings):
             _check_outlives_pod(folder)
             locks.append(DataFolderLock(folder, holder, settings.drain_timeout_s + _LOCK_SLACK_S))
             opened.callback(locks[-1].release)
@@ -131,7 +131,7 @@ def open_services(settings: Settings, detector: AsyncDetector, holder: str) -> S
     )
 
 
-def _local_folders(settings: Settings) -> list[Path]:
+def local_folders(settings: Settings) -> list[Path]:
     """Folders of which this service must be the only user.
 
     That of the files too: with another database, a second service would take them for orphans.

@@ -39,6 +39,9 @@ def build_app(settings: Settings) -> Application:
         health_check_timeout_s=15,
         graceful_shutdown_wait_loop_s=0.5,
         graceful_shutdown_timeout_s=settings.drain_timeout_s,
+        # A new version starts beside the old one, which goes when it has: one that cannot start changes nothing. A pod
+        # has room for one (the resource `ingress`), and a second one would wait for it for ever.
+        max_surge_percent=0 if "KUBERNETES_SERVICE_HOST" in os.environ else 100,
         user_config={"min_score": settings.min_score},
     )
     return deployment(serve.ingress()(IngressDeployment)).bind(settings, detector)

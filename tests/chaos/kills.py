@@ -1,0 +1,127 @@
+"""Kills: SIGKILL of one process after the other, chosen by a seed among the kinds that are there."""
+
+import contextlib
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import psutil
+
+from tests.chaos.uploads import Uploads
+from tests.serving import RunningServe
+
+PERIOD_S = 1.0
+"""Between two kills, at least."""
+
+BACK_S = 30.0
+"""In which the service acknowledges uploads again."""
+
+_GIVE_UP_S = 120.0
+_POLL_PERIOD_S = 0.02
+
+_TITLES = {
+    "detector replica": "ray::ServeReplica:circles:Detector",
+    "ingress replica": "ray::ServeReplica:circles:Ingress",
+    "proxy (HAProxy)": "/haproxy -db",
+    "proxy's manager": "ray::HAProxyManager",
+    "fallback proxy": "ray::ProxyActor",
+    "controller": "ray::ServeController",
+    "detector's child": "circles.detectors",
+}
+"""What stands in the command line of each kind of process."""
+
+_OTHER_WORKER = "raylet worker (other)"
+_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+"""No workers, but parts of the raylet, which ends with each of them, and the node with it: what a power cut is for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """One that counts: an upload that began after it was acknowledged."""
+
+    kind: str
+    recovery_s: float
+    """From the kill to the acknowledgement of an upload that began after it."""
+
+
+class NotBackError(Exception):
+    """The service did not acknowledge anything any more."""
+
+
+def kinds_present(service: RunningServe) -> dict[str, list[psutil.Process]]:
+    """The processes that may be killed, by kind."""
+    found: dict[str, list[psutil.Process]] = {}
+    for process in service.local.processes():
+        with contextlib.suppress(psutil.NoSuchProcess):  # gone since they were listed
+            command = " ".join(process.cmdline())
+            kinds = [kind for kind, title in _TITLES.items() if title in command]
+            if not kinds and command.startswith("ray::") and not command.startswith(_AGENTS):
+                kinds = [_OTHER_WORKER]
+            for kind in kinds:
+                found.setdefault(kind, []).append(process)
+    return found
+
+
+def kill_one_after_the_other(
+    service: RunningServe, uploads: Uploads, count: int, chance: random.Random, told: Callable[[Kill], None]
+) -> list[str]:
+    """Kills so many processes while uploads run, each when the service has recovered from the one before.
+
+    Args:
+        told: Called with each kill that counts, when it does.
+
+    Returns:
+        What took longer than ``BACK_S``.
+
+    Raises:
+        NotBackError: The service is not back after ``_GIVE_UP_S``.
+    """
+    breaches = []
+    wait_for_acknowledgement(uploads, since=time.monotonic())
+    for _ in range(count):
+        kind, killed_at = _kill_one(service, chance)
+        try:
+            recovery_s = wait_for_acknowledgement(uploads, killed_at)
+        except NotBackError as error:
+            raise NotBackError(f"after a kill of {kind}: {error}") from error
+        if recovery_s > BACK_S:
+            breaches.append(f"{kind} killed: no upload was acknowledged for {recovery_s:.1f} s")
+        told(Kill(kind, recovery_s))
+        time.sleep(max(0.0, killed_at + PERIOD_S - time.monotonic()))
+    return breaches
+
+
+def wait_for_acknowledgement(uploads: Uploads, since: float) -> float:
+    """Seconds from this moment (monotonic) to the acknowledgement of an upload that began after it.
+
+    Raises:
+        NotBackError: There is none in ``_GIVE_UP_S``.
+    """
+    while uploads.newest_start <= since:
+        if time.monotonic() > since + _GIVE_UP_S:
+            raise NotBackError(f"nothing was acknowledged for {_GIVE_UP_S:g} s")
+        time.sleep(_POLL_PERIOD_S)
+    return time.monotonic() - since
+
+
+def _kill_one(service: RunningServe, chance: random.Random) -> tuple[str, float]:
+    while True:
+        present = kinds_present(service)
+        if not present:
+            raise NotBackError("no process is left that could be killed")
+        kind = chance.choice(sorted(present))
+        process = chance.choice(sorted(present[kind], key=lambda process: process.pid))
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended by itself: another one, then
+            process.kill()
+            return kind, time.monotonic()
+
+
+def cut_power(service: RunningServe) -> None:
+    """SIGKILL of everything at once, and of whatever appears meanwhile."""
+    while processes := service.local.processes():
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(processes, timeout=5)
+    service.local.stop()  # takes the exit status of the one that was ours

@@ -1,0 +1,63 @@
+"""What HAProxy answers by itself, while there is nobody behind it, is nothing that a client could misunderstand."""
+
+import time
+from collections.abc import Iterator
+
+import httpx2
+import pytest
+
+from circles.storage.records import image_id_of
+from tests.chaos.kills import kinds_present
+from tests.pictures import disc_jpeg
+from tests.serving import RunningServe, running_serve
+
+pytestmark = [pytest.mark.serve, pytest.mark.control, pytest.mark.timeout(300)]
+
+BACK_S = 60.0
+GOOD_ANSWERS = 20
+"""One after the other: it is back."""
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServe]:
+    with running_serve(tmp_path_factory.mktemp("proxy"), MODE="dummy") as service:
+        yield service
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [("ingress replica", "fallback proxy"), ("proxy's manager",), ("proxy (HAProxy)",)],
+    ids=["all behind it", "its manager", "itself"],
+)
+def test_picture_that_is_there_is_never_said_to_be_absent(service: RunningServe, kinds: tuple[str, ...]) -> None:
+    """Until all is back: the picture, or that it cannot be had just now, and when to ask again; or no connection."""
+    image_bytes = disc_jpeg(1)
+    with service.client() as client:
+        assert client.post("/images/", files={"file": image_bytes}).status_code in (200, 201)
+    for kind in kinds:
+        for process in kinds_present(service)[kind]:
+            process.kill()
+    answers = list(answers_until_back(f"{service.url}/images/{image_id_of(image_bytes)}/content"))
+    for answer in answers:
+        if answer.status_code == 200:
+            assert answer.content == image_bytes
+            continue
+        assert answer.status_code in (502, 503), answer.text
+        assert answer.headers["Content-Type"] == "application/problem+json"
+        assert answer.json()["status"] == answer.status_code
+        assert int(answer.headers["Retry-After"]) > 0
+
+
+def answers_until_back(url: str) -> Iterator[httpx2.Response]:
+    """All answers until so many were good one after the other."""
+    deadline = time.monotonic() + BACK_S
+    good = 0
+    while good < GOOD_ANSWERS:
+        assert time.monotonic() < deadline, f"not back within {BACK_S:g} s"
+        try:
+            answer = httpx2.get(url, timeout=30, trust_env=False)
+        except httpx2.HTTPError:
+            good = 0
+            continue
+        good = good + 1 if answer.status_code == 200 else 0
+        yield answer
