@@ -9,10 +9,12 @@ from pathlib import Path
 from serve_app.local import Ports
 from serve_app.processes import free_port
 from tests.chaos.findings import Findings
-from tests.chaos.kills import BACK_S, Kill, NotBackError, cut_power, kill_one_after_the_other, wait_for_acknowledgement
+from tests.chaos.kills import Kill, NotBackError, cut_power, kill_one_after_the_other, wait_for_acknowledgement
 from tests.chaos.uploads import Told, Uploads
 from tests.chaos.verify import breaches_in
 from tests.serving import RunningServe, running_serve
+
+PROMISED_S = 30.0
 
 _SETTINGS = {
     "DETECTOR_MAX_REPLICAS": "2",
@@ -26,17 +28,20 @@ _MAX_DELAY_S = 5.0  # until the power is cut, from the first acknowledgement on
 class Run:
     """One application, and what is done to it."""
 
-    def __init__(self, service: RunningServe, seed: int, told: Callable[[str], None]) -> None:
+    def __init__(self, service: RunningServe, seed: int, told: Callable[[str], None], within_s: float) -> None:
         """
         Args:
             seed: Of what is chosen by chance: pictures, processes, moments.
             told: Called with what happens, for people who wait.
+            within_s: In which the service acknowledges uploads again, and has done what is pending. As long as that,
+                patient clients try again.
         """
         self.findings = Findings()
         self.service = service
         self._chance = random.Random(seed)
         self._next_picture = 10**6 * seed
         self._told = told
+        self._within_s = within_s
         self._everything = Told()
 
     def kill(self, count: int) -> None:
@@ -49,16 +54,18 @@ class Run:
             self._told(f"{number}: {kill.kind}, {kill.recovery_s:.1f} s; {len(uploads.told.acknowledged)} acknowledged")
 
         with uploads.running(), self._noting_the_end():
-            self.findings.breaches += kill_one_after_the_other(self.service, uploads, count, self._chance, counted)
+            self.findings.breaches += kill_one_after_the_other(
+                self.service, uploads, count, self._chance, counted, self._within_s
+            )
         self._note_failures(uploads.told)
         # Whoever was killed last may still be away: that all is back by itself is the first thing to see.
         with uploads.running(), self._noting_the_end():
             wait_for_acknowledgement(uploads, since=time.monotonic())
         self._told("calm after the kills: looking at what is left")
-        self.findings.breaches += breaches_in(self.service, self._everything, has_swept=False)
+        self.findings.breaches += breaches_in(self.service, self._everything, self._within_s, has_swept=False)
         self._told("starting again, and looking once more")
         self._start_again()
-        self.findings.breaches += breaches_in(self.service, self._everything)
+        self.findings.breaches += breaches_in(self.service, self._everything, self._within_s)
 
     def cut_power(self, count: int) -> None:
         """Kills everything at a moment of chance, starts it again, looks what is left; so many times."""
@@ -70,14 +77,14 @@ class Run:
                 started_at = self._start_again()
                 serving_again_s = wait_for_acknowledgement(uploads, since=started_at)
             self.findings.power_cuts_s.append(serving_again_s)
-            if serving_again_s > BACK_S:
+            if serving_again_s > self._within_s:
                 self.findings.breaches.append(f"power cut {number}: serving again after {serving_again_s:.1f} s")
-            self.findings.breaches += breaches_in(self.service, self._everything)
+            self.findings.breaches += breaches_in(self.service, self._everything, self._within_s)
             self._told(f"power cut {number}: {serving_again_s:.1f} s, {len(uploads.told.acknowledged)} acknowledged")
         self._note_failures(uploads.told)
 
     def _uploads(self, fault: str) -> Uploads:
-        uploads = Uploads(self.service.url, self._next_picture, self._everything)
+        uploads = Uploads(self.service.url, self._next_picture, self._everything, self._within_s)
         self._next_picture += 10**7
         self.findings.told[fault] = uploads.told
         return uploads
@@ -104,7 +111,9 @@ class Run:
 
 
 @contextlib.contextmanager
-def opened_run(folder: Path, seed: int, told: Callable[[str], None] = lambda _: None, **settings: str) -> Iterator[Run]:
-    """A run against an application of its own, whose data and logs are in this folder."""
-    with running_serve(folder, **_SETTINGS, **settings) as service:
-        yield Run(service, seed, told)
+def opened_run(
+    folder: Path, seed: int, told: Callable[[str], None] = lambda _: None, within_s: float = PROMISED_S
+) -> Iterator[Run]:
+    """A run against an application of its own, whose data and logs are in this folder; the rest as ``Run``."""
+    with running_serve(folder, **_SETTINGS) as service:
+        yield Run(service, seed, told, within_s)

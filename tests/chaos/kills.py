@@ -14,9 +14,6 @@ from tests.serving import RunningServe
 PERIOD_S = 1.0
 """Between two kills, at least."""
 
-BACK_S = 30.0
-"""In which the service acknowledges uploads again."""
-
 _GIVE_UP_S = 120.0
 _POLL_PERIOD_S = 0.02
 
@@ -64,15 +61,21 @@ def kinds_present(service: RunningServe) -> dict[str, list[psutil.Process]]:
 
 
 def kill_one_after_the_other(
-    service: RunningServe, uploads: Uploads, count: int, chance: random.Random, told: Callable[[Kill], None]
+    service: RunningServe,
+    uploads: Uploads,
+    count: int,
+    chance: random.Random,
+    told: Callable[[Kill], None],
+    back_s: float,
 ) -> list[str]:
     """Kills so many processes while uploads run, each when the service has recovered from the one before.
 
     Args:
         told: Called with each kill that counts, when it does.
+        back_s: In which the service acknowledges uploads again.
 
     Returns:
-        What took longer than ``BACK_S``.
+        What took longer than ``back_s``.
 
     Raises:
         NotBackError: The service is not back after ``_GIVE_UP_S``.
@@ -85,7 +88,7 @@ def kill_one_after_the_other(
             recovery_s = wait_for_acknowledgement(uploads, killed_at)
         except NotBackError as error:
             raise NotBackError(f"after a kill of {kind}: {error}") from error
-        if recovery_s > BACK_S:
+        if recovery_s > back_s:
             breaches.append(f"{kind} killed: no upload was acknowledged for {recovery_s:.1f} s")
         told(Kill(kind, recovery_s))
         time.sleep(max(0.0, killed_at + PERIOD_S - time.monotonic()))

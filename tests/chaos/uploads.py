@@ -21,9 +21,6 @@ from tests.pictures import disc_jpeg
 PATIENT_CLIENTS = 4
 """Each with an upload in flight at all times."""
 
-PATIENCE_S = 30.0
-"""For which they try again."""
-
 _PACE_S = 0.25
 """Between the uploads of the one that does not: by the clock, so that failing fast does not count for more."""
 
@@ -62,16 +59,18 @@ class NotAcknowledgedError(Exception):
 class Uploads:
     """Clients at work, from ``running`` until it is left."""
 
-    def __init__(self, url: str, first_seed: int, sums: Told) -> None:
+    def __init__(self, url: str, first_seed: int, sums: Told, patience_s: float) -> None:
         """
         Args:
             url: Of the service, also after it was started again.
             first_seed: Of the first picture; the others follow.
             sums: What clients of earlier faults were told, to which this adds what was sent and acknowledged.
+            patience_s: For which the patient ones try again.
         """
         self.told = Told()
         self._sums = sums
         self._url = url
+        self._patience_s = patience_s
         self._seeds = itertools.count(first_seed)
         self._is_over = threading.Event()
         self._lock = threading.Lock()
@@ -103,7 +102,7 @@ class Uploads:
                 for attempt in stamina.retry_context(
                     on=(NotAcknowledgedError, httpx2.HTTPError),
                     attempts=None,
-                    timeout=PATIENCE_S,
+                    timeout=self._patience_s,
                     wait_initial=0.1,
                     wait_max=2.0,
                     wait_jitter=0.5,

@@ -15,37 +15,35 @@ import pysqlite3
 from tests.chaos.uploads import Told
 from tests.serving import RunningServe
 
-CALM_S = 30.0
-"""In which everything that is pending is done."""
-
 _POLL_PERIOD_S = 0.2
 
 
-def breaches_in(service: RunningServe, told: Told, *, has_swept: bool = True) -> list[str]:
+def breaches_in(service: RunningServe, told: Told, calm_s: float, *, has_swept: bool = True) -> list[str]:
     """What is wrong in a service that runs, and that nobody uploads to any more.
 
     Args:
+        calm_s: In which everything that is pending is done.
         has_swept: Whether it has looked for files without a row since the faults, as it does at its start; until then
             there may be some.
     """
     breaches = list(told.wrong)
     with service.client() as client:
-        breaches += _pending_too_long(client)
+        breaches += _pending_too_long(client, calm_s)
         images = list(_all_images(client))
         breaches += _unexpected(images, told)
         for image_id in told.acknowledged:
             breaches += _lost(client, image_id)
     breaches += _broken_database(Path(service.folder) / "data" / "db.sqlite3")
     if has_swept:
-        breaches += _rows_and_files_disagree(service, len(images))
+        breaches += _rows_and_files_disagree(service, len(images), calm_s)
     return breaches
 
 
-def _pending_too_long(client: httpx2.Client) -> list[str]:
-    deadline = time.monotonic() + CALM_S
+def _pending_too_long(client: httpx2.Client, calm_s: float) -> list[str]:
+    deadline = time.monotonic() + calm_s
     while waiting := client.get("/images/", params={"status": "pending", "limit": 1}).json()["items"]:
         if time.monotonic() > deadline:
-            return [f"image {waiting[0]['image_id']} is pending after {CALM_S:g} s of calm"]
+            return [f"image {waiting[0]['image_id']} is pending after {calm_s:g} s of calm"]
         time.sleep(_POLL_PERIOD_S)
     return []
 
@@ -98,9 +96,9 @@ def _broken_database(path: Path) -> list[str]:
         connection.close()
 
 
-def _rows_and_files_disagree(service: RunningServe, images: int) -> list[str]:
+def _rows_and_files_disagree(service: RunningServe, images: int, calm_s: float) -> list[str]:
     """What the service's own command says, which reads all files."""
-    deadline = time.monotonic() + CALM_S
+    deadline = time.monotonic() + calm_s
     while True:
         check = subprocess.run(
             [sys.executable, "-m", "circles.storage", "check", "--deep"],
