@@ -141,6 +141,11 @@ sbom *arguments: install-deps
 chaos *arguments: install-deps
     {{ python }} -m tests.chaos {{ arguments }}
 
+# Compare serving with other ways to serve the same detector; --quick, --only, --rounds; sizing, stages, replicas, burst, rows
+[group('check')]
+bench *arguments: install-deps
+    {{ python }} -m evaluation.benchmark {{ arguments }}
+
 # Offer a service more than it can take: --seconds, --uploads, --megabytes
 [group('check')]
 overload *arguments: install-deps

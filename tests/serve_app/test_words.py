@@ -19,7 +19,7 @@ WORDS = {
     "setup": {"install-deps", "check-deps", "lock", "proto", "api-key"},
     "run": {"dev", "backend", "model-server", "migrate", "storage", "clean"},
     "watch": {"status", "health", "logs", "endpoints"},
-    "check": {"test", "pytest", "lint", "eval", "fuzz", "chaos", "overload", "soak", "sbom"},
+    "check": {"test", "pytest", "lint", "eval", "fuzz", "chaos", "overload", "soak", "sbom", "bench"},
     "train": {"train"},
 }
 

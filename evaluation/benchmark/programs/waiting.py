@@ -1,0 +1,56 @@
+"""This application with a detector that computes nothing and takes a fixed time: what is left is what serving does.
+
+``import_path: evaluation.benchmark.programs.waiting:build_app`` in a Serve config; ``WAITING_S`` is the time, and
+``WAITING_REPLICAS`` the number of its replicas, or the two ends between which they are scaled (``1-8``).
+"""
+
+# No `from __future__ import annotations` here: Serve must see the class Settings, not its name as text.
+
+import asyncio
+import os
+
+from ray import serve
+from ray.serve import Application
+
+from circles.detection import ImageDetections
+from circles.detectors import detector_info
+from circles.detectors.encoded import DetectionOutcome
+from circles.settings import Settings
+from deployments.ingress import IngressDeployment
+
+
+class WaitingDetector:
+    """Finds nothing in every picture, one picture at a time."""
+
+    def __init__(self, settings: Settings, wait_s: float) -> None:
+        self._info = detector_info(settings.detector)
+        self._wait_s = wait_s
+
+    async def detect(self, _image_bytes: bytes) -> DetectionOutcome:
+        await asyncio.sleep(self._wait_s)
+        return ImageDetections(1, 1, self._info, ())
+
+
+def build_app(settings: Settings) -> Application:
+    """The application with as many replicas as the environment says; Ray reserves no cores for those that wait."""
+    fewest, _, most = os.environ["WAITING_REPLICAS"].partition("-")
+    detector = serve.deployment(
+        name="Detector",
+        ray_actor_options={"num_cpus": 0},
+        autoscaling_config={
+            "min_replicas": int(fewest),
+            "max_replicas": int(most or fewest),
+            "target_ongoing_requests": 1,
+            "upscale_delay_s": 2,
+            "downscale_delay_s": 10,
+        },
+        max_ongoing_requests=1,
+        max_queued_requests=-1,
+    )(WaitingDetector).bind(settings, float(os.environ["WAITING_S"]))
+    ingress = serve.deployment(
+        name="Ingress",
+        ray_actor_options={"num_cpus": settings.ingress_num_cpus},
+        max_ongoing_requests=10_000,
+        user_config={"min_score": settings.min_score},
+    )
+    return ingress(serve.ingress()(IngressDeployment)).bind(settings, detector)

@@ -1,0 +1,163 @@
+"""How this application scales, apart from detection: with a detector that only waits (``programs/waiting.py``)."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from matplotlib.figure import Figure
+
+from evaluation.benchmark.contestants import wait_until_running
+from evaluation.benchmark.load import Closed, Load, LoadResult, Open, Target, run_load, started_load
+from serve_app.local import LocalService, Ports
+from serve_app.processes import free_port
+
+_APPLICATION = "evaluation.benchmark.programs.waiting:build_app"
+_TIMEOUT_S = 300.0
+_POLL_PERIOD_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaCount:
+    """What so many replicas did."""
+
+    replicas: int
+    pictures_per_s: float
+    ideal_per_s: float
+    """If nothing took time but the detector's waiting."""
+    p50_s: float
+    start_s: float
+    """From nothing until all of them run."""
+
+
+def measure_replicas(
+    pictures: tuple[bytes, ...], count: int, wait_s: float, seconds: float, folder: Path
+) -> ReplicaCount:
+    """Asks with twice as many clients as there are replicas, so that each always has work.
+
+    Args:
+        folder: For data and logs; fresh.
+    """
+    began = time.monotonic()
+    with _running(folder, str(count), wait_s, 4 * count) as (_, target):
+        start_s = time.monotonic() - began
+        load = Load(target, pictures, Closed(2 * count), seconds + 3 * wait_s, 3 * wait_s, _TIMEOUT_S)
+        result = run_load(load)
+    return ReplicaCount(count, result.goodput, count / wait_s, result.quantile_s(0.5), start_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Burst:
+    """A calm, a burst, and a calm again; times in seconds since the calm began."""
+
+    burst: tuple[float, float]
+    """From when until when."""
+    answers: tuple[tuple[float, float], ...]
+    """When a request should have begun, and its latency in seconds."""
+    replicas: tuple[tuple[float, int], ...]
+    """How many ran, as Serve said over time."""
+
+
+def measure_burst(
+    pictures: tuple[bytes, ...], most: int, wait_s: float, calm_s: float, burst_s: float, folder: Path
+) -> Burst:
+    """One replica has half of what it can do; then, for a while, all that ``most`` of them could do at 80 %."""
+    calm_rate, burst_rate = 0.5 / wait_s, 0.8 * most / wait_s
+    total_s = 2 * calm_s + burst_s
+    with _running(folder, f"1-{most}", wait_s, 10_000) as (local, target):
+        watched = _Watched(local)
+        calm_load = Load(target, pictures, Open(calm_rate), total_s, timeout_s=_TIMEOUT_S)
+        with started_load(calm_load) as calm:
+            watched.until(lambda: watched.seconds >= calm_s)
+            load = replace(calm_load, pattern=Open(burst_rate), seconds=burst_s)
+            with started_load(load) as running:
+                watched.until(lambda: running.has_ended)
+                burst = running.result()
+            watched.until(lambda: calm.has_ended)
+            rest = calm.result()
+    began_s = watched.began_s
+    answers = sorted([*_answers(rest, began_s), *_answers(burst, began_s)])
+    first_s = burst.began_at_s - began_s
+    return Burst((first_s, first_s + burst_s), tuple(answers), tuple(watched.replicas))
+
+
+def plot_burst(burst: Burst, path: Path) -> None:
+    """Latencies over time, and the replicas below them."""
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    times, latencies = np.array(burst.answers).T
+    upper.plot(times, latencies, ".", color="#2a7f4f", markersize=3)
+    upper.set(ylabel="latency, s", ylim=(0, None))
+    lower.step(*zip(*burst.replicas, strict=True), where="post", color="black")
+    lower.set(xlabel="s", ylabel="replicas", ylim=(0, None))
+    for axes in (upper, lower):
+        axes.axvspan(*burst.burst, color="#c93434", alpha=0.1, linewidth=0)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, metadata={"Date": None})
+
+
+class _WaitingService(LocalService):
+    """Serve with the application whose detector waits."""
+
+    def _config(self, ports: Ports) -> Path:
+        path = super()._config(ports)
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config["applications"][0]["import_path"] = _APPLICATION
+        path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+        return path
+
+
+@contextmanager
+def _running(folder: Path, replicas: str, wait_s: float, in_flight: int) -> Iterator[tuple[LocalService, Target]]:
+    local = _WaitingService(folder / "run", name=f"scaling-{os.getpid()}")
+    environment = {
+        "DATABASE_URL": f"sqlite:///{folder}/data/db.sqlite3",
+        "STORAGE_URL": f"file:{folder}/data/images",
+        "DETECTION_TIMEOUT_S": str(_TIMEOUT_S),
+        "MAX_IN_FLIGHT": str(in_flight),
+        "WAITING_REPLICAS": replicas,
+        "WAITING_S": str(wait_s),
+    }
+    ports = Ports(http=free_port(), grpc=free_port(), haproxy_stats=free_port(), haproxy_metrics=free_port())
+    local.start(environment, ports)
+    try:
+        wait_until_running(local, _TIMEOUT_S)
+        yield local, Target(f"http://127.0.0.1:{ports.http}/images/")
+    finally:
+        local.stop()
+
+
+class _Watched:
+    """How many replicas run, over time."""
+
+    def __init__(self, local: LocalService) -> None:
+        self.began_s = time.monotonic()
+        self.replicas: list[tuple[float, int]] = []
+        self._local = local
+
+    @property
+    def seconds(self) -> float:
+        """Since the beginning."""
+        return time.monotonic() - self.began_s
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Watches until this is so."""
+        while not condition():
+            self.replicas.append((self.seconds, _running_replicas(self._local.application_status())))
+            time.sleep(_POLL_PERIOD_S)
+
+
+def _running_replicas(status: dict[str, Any]) -> int:
+    detector = status.get("deployments", {}).get("Detector", {})
+    return sum(replica["state"] == "RUNNING" for replica in detector.get("replicas", ()))
+
+
+def _answers(result: LoadResult, began_s: float) -> Iterator[tuple[float, float]]:
+    for exchange in result.exchanges:
+        if exchange.status in result.good_statuses:
+            yield result.began_at_s - began_s + exchange.intended_s, exchange.latency_s

@@ -1,0 +1,31 @@
+"""Scaling, with a detector that waits for a moment."""
+
+from pathlib import Path
+
+import pytest
+
+from evaluation.benchmark.scaling import measure_burst, measure_replicas, plot_burst
+from tests.pictures import disc_jpeg
+
+pytestmark = [pytest.mark.serve, pytest.mark.control, pytest.mark.timeout(400)]
+
+PICTURES = (disc_jpeg(1),)
+WAIT_S = 0.5
+
+
+def test_replicas_that_wait_do_so_at_the_same_time(tmp_path: Path) -> None:
+    found = measure_replicas(PICTURES, 3, WAIT_S, 6.0, tmp_path)
+    assert found.ideal_per_s == pytest.approx(6.0)
+    assert 1 / WAIT_S < found.pictures_per_s <= 1.2 * found.ideal_per_s
+    # Twice as many clients as replicas: half of them wait for the others.
+    assert found.p50_s >= 1.5 * WAIT_S
+
+
+def test_a_burst_brings_replicas(tmp_path: Path) -> None:
+    found = measure_burst(PICTURES, 3, WAIT_S, calm_s=3.0, burst_s=15.0, folder=tmp_path / "service")
+    assert found.replicas[0][1] == 1
+    assert max(count for _, count in found.replicas) > 1
+    assert min(latency for _, latency in found.answers) >= WAIT_S
+    assert sum(found.burst[0] <= time <= found.burst[1] for time, _ in found.answers) >= 0.8 * 3 / WAIT_S * 15
+    plot_burst(found, tmp_path / "burst.svg")
+    assert (tmp_path / "burst.svg").read_text().count("<svg") == 1
