@@ -1,7 +1,7 @@
 """Detections: what a detector says of one picture, and how duplicates among them are removed."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -34,6 +34,8 @@ class ImageDetections:
     height: int
     detector: DetectorInfo
     detections: tuple[Detection, ...]
+    seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
+    """Where the time went, by stage."""
 
 
 def circles_array(circles: Sequence[Circle]) -> FloatArray:

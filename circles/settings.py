@@ -157,6 +157,9 @@ class Settings(BaseSettings):
     max_image_pixels: int = Field(default=50_000_000, ge=1)
     """Largest picture, in pixels; checked in its header."""
 
+    server_timing: bool = False
+    """Whether answers tell, as `Server-Timing`, where their time went."""
+
     api_keys: Annotated[SecretStr, AfterValidator(_check_api_keys)] = SecretStr("")
     """Comma-separated keys, or `sha256:…` of keys; when set, all but the open routes want one of them."""
 

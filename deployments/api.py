@@ -20,6 +20,7 @@ from deployments.middleware import (
 from deployments.problems import install_problem_handlers, problem_responses
 from deployments.routes import images, inference, objects, system
 from deployments.services import Services
+from deployments.timings import ServerTimingMiddleware
 
 _API_PREFIX = "/api/v1"
 _DOCS_FILES = "/static/docs"
@@ -92,4 +93,6 @@ def create_api(services: Services, *, is_behind_serve: bool) -> FastAPI:
         app.add_middleware(CorsMiddleware, allow_origins=origins, **_CORS)
     app.add_middleware(BrowserHeadersMiddleware, policies={_DOCS: documentation_policy(app)}, is_shared=bool(origins))
     app.add_middleware(RequestIdMiddleware, is_behind_serve=is_behind_serve)
+    if services.settings.server_timing:
+        app.add_middleware(ServerTimingMiddleware)
     return app

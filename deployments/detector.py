@@ -1,10 +1,13 @@
 """DetectorDeployment: replicas that hold one detector each, and batch what comes in."""
 
 import asyncio
+import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from ray import serve
 
+from circles.detection import ImageDetections
 from circles.detectors.encoded import DetectionOutcome
 from circles.detectors.guarded import GuardedDetector
 from circles.settings import Settings
@@ -22,8 +25,13 @@ class DetectorDeployment:
             max_batch_size=settings.detector_batch_size,
             batch_wait_timeout_s=settings.detector_batch_wait_s,
         )
-        async def detect_batch(files: list[bytes]) -> list[DetectionOutcome]:
-            return await asyncio.get_running_loop().run_in_executor(self._executor, self._detector.detect, files)
+        async def detect_batch(files: list[tuple[float, bytes]]) -> list[DetectionOutcome]:
+            began = time.perf_counter()
+            pictures = [image_bytes for _, image_bytes in files]
+            loop = asyncio.get_running_loop()
+            outcomes = await loop.run_in_executor(self._executor, self._detector.detect, pictures)
+            whole_s = time.perf_counter() - began
+            return [_timed(each, began - came, whole_s) for (came, _), each in zip(files, outcomes, strict=True)]
 
         self._detect_batch = detect_batch
 
@@ -33,8 +41,16 @@ class DetectorDeployment:
         Errors come as values: a raised one would reach the caller with the replica's traceback as its text, and the
         replica's log as if the replica had failed.
         """
-        return await self._detect_batch(image_bytes)
+        return await self._detect_batch((time.perf_counter(), image_bytes))
 
     def check_health(self) -> None:
         """Asked by Serve every few seconds; a replica that raises is replaced."""
         self._detector.check()
+
+
+def _timed(outcome: DetectionOutcome, queue_s: float, whole_s: float) -> DetectionOutcome:
+    """With what it waited for its batch, and what the way to the detector's process and back took."""
+    if not isinstance(outcome, ImageDetections):
+        return outcome
+    pipe_s = max(0.0, whole_s - sum(outcome.seconds.values()))
+    return replace(outcome, seconds={"queue": queue_s, "pipe": pipe_s, **outcome.seconds})

@@ -15,6 +15,7 @@ from circles.settings import Settings
 from circles.storage.image_records import ImageRecord
 from circles.storage.records import RecordBook, image_id_of
 from deployments.async_detectors import AsyncDetector, detect_in_time
+from deployments.timings import carry_into, stage
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -56,18 +57,24 @@ class ImagePipeline:
             OverloadedError: It would be pending and the backlog is full; nothing is kept.
             UnavailableError: Storage or database are away.
         """
-        image_id, header = await _in_thread(self._identify, image_bytes)
-        earlier = await _in_thread(self._book.find, image_id)
+        with stage("header"):
+            image_id, header = await _in_thread(self._identify, image_bytes)
+        with stage("find"):
+            earlier = await _in_thread(self._book.find, image_id)
         if earlier is not None:
             return Uploaded(earlier, is_new=False)
-        staging = asyncio.create_task(_in_thread(self._book.stage, image_id, image_bytes, header.media_type))
+        staging = asyncio.create_task(self._stage(image_id, image_bytes, header.media_type))
         try:
             found = None if respond_async else await self._detect_or_none(image_bytes)
         except BaseException:
             await self._book_discard(staging)
             raise
-        key = await staging
-        record, is_new = await _in_thread(self._book.commit, image_id, key, header, len(image_bytes), filename, found)
+        with stage("file"):
+            key = await staging
+        with stage("transaction"):
+            record, is_new = await _in_thread(
+                self._book.commit, image_id, key, header, len(image_bytes), filename, found
+            )
         if is_new and found is None:
             self._on_pending()
         return Uploaded(record, is_new)
@@ -94,6 +101,10 @@ class ImagePipeline:
         found = await detect_in_time(self._detector, image_bytes, timeout_s)
         await _in_thread(self._book.finish, record, found)
 
+    async def _stage(self, image_id: str, image_bytes: bytes, media_type: str) -> str:
+        with stage("file-beside"):
+            return await _in_thread(self._book.stage, image_id, image_bytes, media_type)
+
     def _identify(self, image_bytes: bytes) -> tuple[str, Any]:
         return image_id_of(image_bytes), read_header(image_bytes, self._settings.max_image_pixels)
 
@@ -119,7 +130,7 @@ def detached(work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
     In a context of its own: Ray Serve ends the handle calls of a request whose client went away, and it knows them by
     the context they were made in.
     """
-    task = asyncio.create_task(work, context=contextvars.Context())
+    task = asyncio.create_task(work, context=carry_into(contextvars.Context()))
     _detached.add(task)
     task.add_done_callback(_detached.discard)
     return task

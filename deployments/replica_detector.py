@@ -1,6 +1,7 @@
 """ReplicaDetector: the way to the replicas of the detector deployment."""
 
 import logging
+import time
 from typing import Any
 
 import grpc
@@ -14,6 +15,7 @@ from circles.detection import ImageDetections
 from circles.detectors.encoded import DetectionOutcome
 from circles.errors import DetectorUnavailableError
 from deployments.async_detectors import DetectorState, found_in
+from deployments.timings import add_stages
 
 logger = logging.getLogger("ray.serve")
 
@@ -47,7 +49,10 @@ class ReplicaDetector:
 
     async def _ask(self, image_bytes: bytes) -> DetectionOutcome:
         try:
+            began = time.perf_counter()
             outcome: DetectionOutcome = await self._detect.remote(image_bytes)
+            seconds = outcome.seconds if isinstance(outcome, ImageDetections) else {}
+            add_stages(seconds, "hop", time.perf_counter() - began)
         # RayError: the replica died or cannot be reached; RayServeException: no replica, or their queue is full;
         # RpcError: the connection to a replica broke on the way.
         except (RayError, RayServeException, grpc.RpcError) as error:

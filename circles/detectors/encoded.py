@@ -2,7 +2,9 @@
 
 import logging
 import os
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -57,10 +59,14 @@ class EncodedDetector:
 
     def detect(self, files: Sequence[bytes]) -> list[DetectionOutcome]:
         """For every file, in order, what was found in it, or why nothing could be: never an error for all."""
+        began = time.perf_counter()
         outcomes: list[DetectionOutcome | None] = [None] * len(files)
+        decoding_s = [0.0] * len(files)
         images: dict[int, RGBImage] = {}
         for index, image_bytes in enumerate(files):
+            decoding = time.perf_counter()
             decoded = self._decode(image_bytes)
+            decoding_s[index] = time.perf_counter() - decoding
             if isinstance(decoded, np.ndarray):
                 images[index] = decoded
             else:
@@ -70,7 +76,12 @@ class EncodedDetector:
                 for place, outcome in zip(images, self._detect_images(list(images.values())), strict=True):
                     outcomes[place] = outcome
                 images.clear()
-        return [outcome for outcome in outcomes if outcome is not None]
+        whole_s = time.perf_counter() - began
+        return [
+            _timed(outcome, seconds, whole_s)
+            for outcome, seconds in zip(outcomes, decoding_s, strict=True)
+            if outcome is not None
+        ]
 
     def close(self) -> None:
         """Nothing is held."""
@@ -86,6 +97,7 @@ class EncodedDetector:
     def _detect_images(self, images: Sequence[RGBImage]) -> list[ImageDetections | DetectionFailedError]:
         if not images:
             return []
+        began = time.perf_counter()
         try:
             batches = self._detector.detect(images)
         # Whatever a detector stumbles on, it must not cost the other pictures of the batch their answer.
@@ -94,12 +106,22 @@ class EncodedDetector:
                 return [result for image in images for result in self._detect_images([image])]
             logger.exception("the detector failed on a picture of shape %s", images[0].shape)
             return [DetectionFailedError(f"the detector failed on this picture: {type(error).__name__}")]
+        detecting_s = (time.perf_counter() - began) / len(images)
         return [
             ImageDetections(
                 width=image.shape[1],
                 height=image.shape[0],
                 detector=self._detector.info,
                 detections=tuple(detection for detection in detections if detection.score >= self._min_score),
+                seconds={"detect": detecting_s},
             )
             for image, detections in zip(images, batches, strict=True)
         ]
+
+
+def _timed(outcome: DetectionOutcome, decoding_s: float, whole_s: float) -> DetectionOutcome:
+    """What the picture itself took, and what it waited for the others of its batch."""
+    if not isinstance(outcome, ImageDetections):
+        return outcome
+    own_s = {"decode": decoding_s, **outcome.seconds}
+    return replace(outcome, seconds={**own_s, "batch": max(0.0, whole_s - sum(own_s.values()))})

@@ -16,6 +16,7 @@ from deployments.pipeline import Uploaded, detached
 from deployments.problems import RequestError, problem_document, problem_of, problem_responses, request_id_of
 from deployments.schemas import BatchBody, BatchResult, ImageBody, ImageListBody, ImageListItem, ProblemBody
 from deployments.services import MinScoreParameter, Services, ServicesParameter
+from deployments.timings import stage
 from deployments.uploads import MAX_BATCH_FILES, Upload, open_batch, read_file, read_upload
 
 router = APIRouter(tags=["images"])
@@ -66,7 +67,8 @@ async def upload_image(
     headers = {"Location": f"{request.url.path.rstrip('/')}/{uploaded.record.image_id}"}
     if is_async:
         headers["Preference-Applied"] = "respond-async"
-    return _json(_status(uploaded), ImageBody.of(uploaded.record, min_score), headers)
+    with stage("response"):
+        return _json(_status(uploaded), ImageBody.of(uploaded.record, min_score), headers)
 
 
 @router.post(
@@ -181,9 +183,10 @@ async def _upload(request: Request, services: Services, is_async: bool) -> Uploa
     """The request's file, uploaded within the admission's limit; the slot is held until the work ends."""
     slot = services.admission.enter()
     try:
-        upload = await read_upload(
-            request, slot, services.settings.max_upload_bytes, services.settings.upload_timeout_s
-        )
+        with stage("receive"):
+            upload = await read_upload(
+                request, slot, services.settings.max_upload_bytes, services.settings.upload_timeout_s
+            )
         slot.work()
     except BaseException:
         slot.release()
