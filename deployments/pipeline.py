@@ -10,7 +10,7 @@ import anyio.to_thread
 
 from circles.detection import ImageDetections
 from circles.errors import DetectionFailedError, DetectorUnavailableError
-from circles.imaging import read_header
+from circles.imaging import ImageHeader, read_header
 from circles.settings import Settings
 from circles.storage.image_records import ImageRecord
 from circles.storage.records import RecordBook, image_id_of
@@ -57,10 +57,8 @@ class ImagePipeline:
             OverloadedError: It would be pending and the backlog is full; nothing is kept.
             UnavailableError: Storage or database are away.
         """
-        with stage("header"):
-            image_id, header = await _in_thread(self._identify, image_bytes)
-        with stage("find"):
-            earlier = await _in_thread(self._book.find, image_id)
+        with stage("check"):
+            image_id, header, earlier = await _in_thread(self._check, image_bytes)
         if earlier is not None:
             return Uploaded(earlier, is_new=False)
         staging = asyncio.create_task(self._stage(image_id, image_bytes, header.media_type))
@@ -105,8 +103,11 @@ class ImagePipeline:
         with stage("file-beside"):
             return await _in_thread(self._book.stage, image_id, image_bytes, media_type)
 
-    def _identify(self, image_bytes: bytes) -> tuple[str, Any]:
-        return image_id_of(image_bytes), read_header(image_bytes, self._settings.max_image_pixels)
+    def _check(self, image_bytes: bytes) -> tuple[str, ImageHeader, ImageRecord | None]:
+        """The id, the header, and the record of the same bytes if they are here already."""
+        header = read_header(image_bytes, self._settings.max_image_pixels)
+        image_id = image_id_of(image_bytes)
+        return image_id, header, self._book.find(image_id)
 
     async def _detect_or_none(self, image_bytes: bytes) -> ImageDetections | None:
         try:

@@ -18,8 +18,7 @@ from evaluation.benchmark.pictures import unique_jpeg
 
 STAGES = (
     "receive",
-    "header",
-    "find",
+    "check",
     "hop",
     "queue",
     "batch",

@@ -23,7 +23,7 @@ def test_the_stages_of_an_upload_are_told_when_wanted(tmp_path: Path) -> None:
     header = _answered(tmp_path, server_timing=True)
     told = {name: float(duration) for name, duration in re.findall(r"([\w-]+);dur=([\d.]+)", header)}
     total = told.pop("total")
-    assert {"receive", "header", "find", "file-beside", "transaction", "response"} <= told.keys()
+    assert {"receive", "check", "file-beside", "transaction", "response"} <= told.keys()
     on_the_way = sum(duration for name, duration in told.items() if not name.endswith("-beside"))
     assert 0 < on_the_way <= total
 
