@@ -1,13 +1,18 @@
 """A real Serve for tests: a cluster of its own, on free ports, beside whatever else runs."""
 
 import contextlib
+import os
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import psutil
+import yaml
 
 from serve_app.local import LocalService, Ports
 from serve_app.processes import free_port
@@ -26,6 +31,16 @@ class RunningServe:
     def client(self) -> httpx2.Client:
         """A client of this service."""
         return httpx2.Client(base_url=self.url, timeout=60)
+
+    def deploy(self, config: dict[str, Any]) -> None:
+        """``serve deploy`` of a configuration; returns when Serve has taken it."""
+        path = self.folder / "deployed.yaml"
+        path.write_text(yaml.safe_dump(config), encoding="utf-8")
+        serve = str(Path(sys.executable).parent / "serve")
+        # Ray asks for the token of its local clusters, which `serve` only shows when told to.
+        environment = {**os.environ, "RAY_AUTH_MODE": "token"}
+        command = [serve, "deploy", "-a", str(self.local.running().dashboard_url), str(path)]
+        subprocess.run(command, env=environment, check=True, capture_output=True)
 
     def replica_processes(self, deployment: str) -> list[psutil.Process]:
         """The processes of a deployment's replicas, by the title that Ray gives them."""

@@ -2,11 +2,7 @@
 
 import socket
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
-from urllib.parse import urlsplit
 
-_TIMEOUT_S = 60.0
 _BOUNDARY = "a-boundary"
 
 
@@ -31,14 +27,6 @@ def plain_request(image_bytes: bytes) -> bytes:
 def _head(content_type: str, length: int) -> bytes:
     lines = ("POST /images/ HTTP/1.1", "Host: x", f"Content-Type: {content_type}", f"Content-Length: {length}")
     return "\r\n".join((*lines, "Connection: close", "", "")).encode()
-
-
-@contextmanager
-def connected(url: str) -> Iterator[socket.socket]:
-    """A connection to a service, closed when left."""
-    address = urlsplit(url)
-    with socket.create_connection((address.hostname, address.port), timeout=_TIMEOUT_S) as connection:
-        yield connection
 
 
 def reset(connection: socket.socket) -> None:

@@ -14,9 +14,10 @@ import httpx2
 import psutil
 import pytest
 
-from tests.chaos.raw import connected, multipart_request, plain_request, reset, status_line
+from tests.chaos.raw import multipart_request, plain_request, reset, status_line
 from tests.chaos.steady import steady_uploads
 from tests.pictures import disc_jpeg
+from tests.raw import connected
 from tests.running import wait_until
 from tests.serving import RunningServe, running_serve
 

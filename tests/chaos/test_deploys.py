@@ -1,11 +1,7 @@
 """`serve deploy` under ten uploads a second: a new version costs nobody an answer, a broken one changes nothing."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -34,12 +30,7 @@ def deploy(service: RunningServe, changes: dict[str, Any]) -> None:
     """Gives Serve the service's own configuration, its application changed so."""
     config = yaml.safe_load(service.local.config_path.read_text())
     config["applications"][0].update(changes)
-    path = service.folder / "deployed.yaml"
-    path.write_text(yaml.safe_dump(config))
-    serve = str(Path(sys.executable).parent / "serve")
-    address = str(service.local.running().dashboard_url)
-    environment = {**os.environ, "RAY_AUTH_MODE": "token"}
-    subprocess.run([serve, "deploy", "-a", address, str(path)], env=environment, check=True, capture_output=True)
+    service.deploy(config)
 
 
 def has_setting(url: str, name: str, value: object) -> bool:

@@ -1,11 +1,8 @@
 """Requests that are not what HTTP, forms and addresses should be: refused or understood, and nothing else."""
 
-import contextlib
-import socket
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import httpx2
 import pytest
@@ -16,6 +13,7 @@ from deployments.async_detectors import InProcessDetector
 from tests.api.test_errors import assert_problem
 from tests.fakes import FixedDetector
 from tests.pictures import disc_jpeg
+from tests.raw import said
 from tests.running import RunningApi, running_api, settings_in
 
 PICTURE = disc_jpeg(1)
@@ -239,15 +237,4 @@ class _Raw:
 
 def _raw(url: str, request: bytes) -> _Raw:
     """What is answered to these bytes."""
-    address = urlsplit(url)
-    with socket.create_connection((address.hostname, address.port), timeout=20) as connection:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused before all of it was read
-            connection.sendall(request)
-        connection.settimeout(5)
-        received = b""
-        with contextlib.suppress(TimeoutError, ConnectionResetError):
-            while more := connection.recv(65536):
-                received += more
-                if b"\r\n\r\n" in received:
-                    break
-    return _Raw(received)
+    return _Raw(said(url, request, 5, lambda received: b"\r\n\r\n" in received))

@@ -1,14 +1,12 @@
 """One request that two parsers may take for two: whatever the proxy lets through, the service sees once."""
 
-import contextlib
 import re
-import socket
 import uuid
-from urllib.parse import urlsplit
 
 import httpx2
 import pytest
 
+from tests.raw import said
 from tests.running import wait_until
 from tests.security.conftest import OTHER_KEY, Guarded
 
@@ -103,13 +101,5 @@ def _refused(client: httpx2.Client, guarded: Guarded, path: str) -> None:
 
 def _answers(url: str, request: bytes) -> list[int]:
     """The status codes of all that comes back, until nothing more does."""
-    address = urlsplit(url)
-    with socket.create_connection((address.hostname, address.port), timeout=20) as connection:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused before all of it was read
-            connection.sendall(request)
-        connection.settimeout(1)
-        received = b""
-        with contextlib.suppress(TimeoutError, ConnectionResetError):
-            while more := connection.recv(65536):
-                received += more
+    received = said(url, request, quiet_s=1)
     return [int(status) for status in re.findall(rb"HTTP/1\.[01] (\d{3}) ", received)]

@@ -1,9 +1,6 @@
 """A real Serve, taken apart while it works: what was acknowledged stays."""
 
 import hashlib
-import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -124,13 +121,7 @@ def test_min_score_reaches_running_replicas_without_a_restart(service: RunningSe
     config = yaml.safe_load(config_path.read_text())
     for min_score, count in ((1.0, None), (0.2, 2)):
         config["applications"][0]["deployments"][0]["user_config"]["min_score"] = min_score
-        changed = service.folder / "changed.yaml"
-        changed.write_text(yaml.safe_dump(config))
-        serve = str(Path(sys.executable).parent / "serve")
-        address = str(service.local.running().dashboard_url)
-        # Ray asks for the token of its local clusters, which `serve` only shows when told to.
-        environment = {**os.environ, "RAY_AUTH_MODE": "token"}
-        subprocess.run([serve, "deploy", "-a", address, str(changed)], env=environment, check=True, capture_output=True)
+        service.deploy(config)
         wait_until(partial(_has_min_score, client, min_score))
         body = client.get(location).json()
         assert body["detection"]["min_score"] == min_score
