@@ -68,6 +68,8 @@ def test_words_exist() -> None:
         "README.md",
         "CONTRIBUTING.md",
         "SECURITY.md",
+        "docs/performance.md",
+        "docs/reliability.md",
         "docs/migration.md",
         "evaluation/README.md",
         "training/README.md",
