@@ -25,6 +25,8 @@ def test_settings_table_is_the_code() -> None:
         default = field.default
         if default is None or name == "api_keys":
             default = "unset"
+        elif isinstance(default, bool):
+            default = str(default).lower()  # as one would write it
         elif isinstance(default, float):
             default = f"{default:g}"
         expected.append((name.upper(), str(default), field.description))
