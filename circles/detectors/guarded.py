@@ -3,9 +3,10 @@
 import hashlib
 import logging
 import os
+import socket
+import struct
 import subprocess
 import sys
-import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from multiprocessing.connection import Connection, Pipe
@@ -139,18 +140,18 @@ class _DetectorProcess:
         self._connection.close()
 
     def _ask(self, message: object, timeout_s: float) -> object:
-        # Ends all waiting below: one that hangs may not even take what it is sent.
-        too_late = threading.Timer(timeout_s, self._process.kill)
-        too_late.start()
+        _limit_sending(self._connection, timeout_s)  # one that hangs may not even take what it is sent
         try:
             self._connection.send(message)
-            return self._connection.recv()
-        except (EOFError, OSError) as error:
-            reason = f"ended with status {self._status()}" if too_late.is_alive() else f"hung for {timeout_s:g} s"
-            self.kill()
-            raise _ProcessDiedError(reason) from error
-        finally:
-            too_late.cancel()
+            if self._connection.poll(timeout_s):
+                return self._connection.recv()
+            reason = f"hung for {timeout_s:g} s"
+        except BlockingIOError:
+            reason = f"took nothing for {timeout_s:g} s"
+        except (EOFError, OSError):
+            reason = f"ended with status {self._status()}"
+        self.kill()
+        raise _ProcessDiedError(reason)
 
     def _status(self) -> int | None:
         """Of the ended process; None where only its connection has ended."""
@@ -158,6 +159,13 @@ class _DetectorProcess:
             return self._process.wait(_END_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             return None
+
+
+def _limit_sending(connection: "Connection[object, object]", timeout_s: float) -> None:
+    """Lets a write fail with BlockingIOError when the other end takes nothing for so long."""
+    seconds, fraction = divmod(timeout_s, 1.0)
+    with socket.socket(fileno=os.dup(connection.fileno())) as pipe:
+        pipe.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(seconds), int(1e6 * fraction)))
 
 
 def _digest(image_bytes: bytes) -> bytes:

@@ -77,6 +77,13 @@ def test_memory_without_end_is_refused_before_the_machine_has_none(deadly: Guard
     assert process_of(deadly) == process
 
 
+def test_process_that_takes_nothing_is_replaced(deadly: GuardedDetector) -> None:
+    """Stopped, with more sent to it than the connection holds."""
+    process_of(deadly).suspend()
+    found = deadly.detect([picture(20), bytes(8 * 2**20)])
+    assert isinstance(found[0], ImageDetections)
+
+
 def test_process_that_somebody_killed_convicts_nobody(deadly: GuardedDetector) -> None:
     process_of(deadly).kill()
     assert all(isinstance(outcome, ImageDetections) for outcome in deadly.detect([picture(20), picture(21)]))
