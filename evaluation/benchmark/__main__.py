@@ -22,7 +22,7 @@ from evaluation.benchmark.programs.bare import bare_detector
 from evaluation.benchmark.report import summarise, tables, write_report
 from evaluation.benchmark.rounds import LIMIT, run_rounds
 from evaluation.benchmark.rows import measure_rows
-from evaluation.benchmark.scaling import measure_burst, measure_replicas, plot_burst
+from evaluation.benchmark.scaling import measure_burst, measure_replicas, measure_wake, plot_burst
 from evaluation.benchmark.sizing import Costs, size
 from evaluation.benchmark.stages import STAGES, NoTimingsError, measure_stages, network_part
 from evaluation.benchmark.summary import least_ratios
@@ -156,6 +156,15 @@ def burst(
     plot_burst(found, output / "burst.svg")
     console.print(f"{len(found.answers)} answers, {max(count for _, count in found.replicas)} replicas at most")
     console.print(f"plot: {output / 'burst.svg'}", highlight=False)
+
+
+@cli.command()
+def wake(times: Annotated[int, typer.Option(min=1, help="How often, each time from a fresh start.")] = 3) -> None:
+    """Say what the first upload takes while no detector replica runs."""
+    for _ in range(times):
+        with fresh_folder() as folder:
+            found = measure_wake(drawn_pictures(2), folder)
+        _say(f"first answer ({found.first_status}) after {found.first_s:.2f} s, the next after {found.next_s:.2f} s")
 
 
 @cli.command()

@@ -1,4 +1,7 @@
-"""How this application scales, apart from detection: with a detector that only waits (``programs/waiting.py``)."""
+"""How this application scales, apart from detection: with a detector that only waits (``programs/waiting.py``).
+
+And from zero, with the real one.
+"""
 
 import os
 import time
@@ -8,12 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import numpy as np
 import yaml
 from matplotlib.figure import Figure
 
 from evaluation.benchmark.contestants import wait_until_running
 from evaluation.benchmark.load import Closed, Load, LoadResult, Open, Target, run_load, started_load
+from evaluation.benchmark.pictures import unique_jpeg
 from serve_app.local import LocalService, Ports
 from serve_app.processes import free_port
 
@@ -101,6 +106,35 @@ def plot_burst(burst: Burst, path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """A first answer while no detector replica runs, and the next one."""
+
+    first_s: float
+    first_status: int
+    """202 where the client was not kept waiting until a replica ran."""
+    next_s: float
+
+
+def measure_wake(pictures: tuple[bytes, ...], folder: Path) -> Wake:
+    """Uploads two pictures to an application whose detector sleeps.
+
+    Args:
+        folder: For data and logs; fresh.
+    """
+    local = LocalService(folder / "run", name=f"wake-{os.getpid()}")
+    with _started(local, folder, {"DETECTOR_MIN_REPLICAS": "0", "MODE": "real"}) as target:
+        answers = []
+        with httpx2.Client(timeout=_TIMEOUT_S, trust_env=False) as client:
+            client.get(target.url)  # what the ingress does first is not the detector's
+            for number, picture in enumerate(pictures[:2]):
+                began = time.monotonic()
+                answer = client.post(target.url, files={"file": unique_jpeg(picture, number)})
+                answers.append((time.monotonic() - began, answer.status_code))
+    (first_s, first_status), (next_s, _) = answers
+    return Wake(first_s, first_status, next_s)
+
+
 class _WaitingService(LocalService):
     """Serve with the application whose detector waits."""
 
@@ -116,18 +150,23 @@ class _WaitingService(LocalService):
 def _running(folder: Path, replicas: str, wait_s: float, in_flight: int) -> Iterator[tuple[LocalService, Target]]:
     local = _WaitingService(folder / "run", name=f"scaling-{os.getpid()}")
     environment = {
-        "DATABASE_URL": f"sqlite:///{folder}/data/db.sqlite3",
-        "STORAGE_URL": f"file:{folder}/data/images",
         "DETECTION_TIMEOUT_S": str(_TIMEOUT_S),
         "MAX_IN_FLIGHT": str(in_flight),
         "WAITING_REPLICAS": replicas,
         "WAITING_S": str(wait_s),
     }
-    ports = Ports(http=free_port(), grpc=free_port(), haproxy_stats=free_port(), haproxy_metrics=free_port())
-    local.start(environment, ports)
-    try:
+    with _started(local, folder, environment) as target:
         wait_until_running(local, _TIMEOUT_S)
-        yield local, Target(f"http://127.0.0.1:{ports.http}/images/")
+        yield local, target
+
+
+@contextmanager
+def _started(local: LocalService, folder: Path, settings: dict[str, str]) -> Iterator[Target]:
+    data = {"DATABASE_URL": f"sqlite:///{folder}/data/db.sqlite3", "STORAGE_URL": f"file:{folder}/data/images"}
+    ports = Ports(http=free_port(), grpc=free_port(), haproxy_stats=free_port(), haproxy_metrics=free_port())
+    local.start({**data, **settings}, ports)
+    try:
+        yield Target(f"http://127.0.0.1:{ports.http}/images/")
     finally:
         local.stop()
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.benchmark.scaling import measure_burst, measure_replicas, plot_burst
+from evaluation.benchmark.scaling import measure_burst, measure_replicas, measure_wake, plot_burst
 from tests.pictures import disc_jpeg
 
 pytestmark = [pytest.mark.serve, pytest.mark.control, pytest.mark.timeout(400)]
@@ -19,6 +19,12 @@ def test_replicas_that_wait_do_so_at_the_same_time(tmp_path: Path) -> None:
     assert 1 / WAIT_S < found.pictures_per_s <= 1.2 * found.ideal_per_s
     # Twice as many clients as replicas: half of them wait for the others.
     assert found.p50_s >= 1.5 * WAIT_S
+
+
+def test_a_sleeping_detector_is_woken_by_the_first_upload(tmp_path: Path) -> None:
+    found = measure_wake((disc_jpeg(1), disc_jpeg(2)), tmp_path)
+    assert found.first_status in (201, 202)
+    assert 0 < found.next_s < found.first_s, "nothing had to be woken"
 
 
 def test_a_burst_brings_replicas(tmp_path: Path) -> None:
