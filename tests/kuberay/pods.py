@@ -237,8 +237,8 @@ class Pod:
             self._first_process().kill()  # with the first process of its namespace the kernel kills all others
             self._process.wait()
         self._process = None
-        for folder in self._made_folders:
-            folder.rmdir()
+        while self._made_folders:
+            self._made_folders.pop().rmdir()
         _ip("link", "delete", self._link)
         _ip("netns", "delete", self._namespace)
 

@@ -51,5 +51,5 @@ def test_many_large_uploads_at_once_take_no_more_memory_than_a_few(service: Runn
 def test_steady_load_is_answered_and_watched(service: RunningServe) -> None:
     found = soak(service, drawn_pictures(8), rate=2, seconds=12)
     assert set(found.result.statuses) <= GOOD_STATUSES
-    assert {said.split()[1] for said in found.readers_statuses} == {"200"}
+    assert {said.split()[1] for said in found.readers_statuses} <= {"200", "204"}
     assert found.growth.keys() >= {"ingress", "detector", "detector's process", "HAProxy"}

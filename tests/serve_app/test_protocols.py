@@ -13,8 +13,10 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 @pytest.mark.control
 def test_ways_are_compared() -> None:
     command = [sys.executable, "-m", "serve_app.protocols", "docs/coins.jpg", "--rounds", "2"]
-    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=True).stdout
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in output.splitlines() if line.startswith("| ")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     sent = {row[0]: int(row[1].replace(",", "")) for row in rows[1:]}
     size = (ROOT / "docs" / "coins.jpg").stat().st_size
     in_text = {name for name, count in sent.items() if count >= size * 4 / 3}
