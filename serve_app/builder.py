@@ -59,8 +59,9 @@ def _detector(settings: Settings) -> Application:
             "upscale_delay_s": 2,
             "downscale_delay_s": 60,
         },
-        # One batch in work while the next one gathers.
-        max_ongoing_requests=2 * settings.detector_batch_size,
+        # All that may come: what waits does so in the replicas, which take the next batch at once. A handle whose
+        # replicas are full tries again after ever longer pauses, while they run dry.
+        max_ongoing_requests=settings.ingress_replicas * (settings.max_in_flight + _DETECTOR_QUEUE_HEADROOM),
         max_queued_requests=settings.max_in_flight + _DETECTOR_QUEUE_HEADROOM,
         health_check_period_s=5,
         health_check_timeout_s=30,
