@@ -140,14 +140,12 @@ class _DetectorProcess:
         self._connection.close()
 
     def _ask(self, message: object, timeout_s: float) -> object:
-        _limit_sending(self._connection, timeout_s)  # one that hangs may not even take what it is sent
+        _limit_waiting(self._connection, timeout_s)
         try:
             self._connection.send(message)
-            if self._connection.poll(timeout_s):
-                return self._connection.recv()
-            reason = f"hung for {timeout_s:g} s"
+            return self._connection.recv()
         except BlockingIOError:
-            reason = f"took nothing for {timeout_s:g} s"
+            reason = f"hung for {timeout_s:g} s"
         except (EOFError, OSError):
             reason = f"ended with status {self._status()}"
         self.kill()
@@ -161,11 +159,13 @@ class _DetectorProcess:
             return None
 
 
-def _limit_sending(connection: "Connection[object, object]", timeout_s: float) -> None:
-    """Lets a write fail with BlockingIOError when the other end takes nothing for so long."""
+def _limit_waiting(connection: "Connection[object, object]", timeout_s: float) -> None:
+    """Lets it fail with BlockingIOError when the other end takes nothing, or says nothing, for so long."""
     seconds, fraction = divmod(timeout_s, 1.0)
+    timeval = struct.pack("ll", int(seconds), int(1e6 * fraction))
     with socket.socket(fileno=os.dup(connection.fileno())) as pipe:
-        pipe.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(seconds), int(1e6 * fraction)))
+        pipe.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
+        pipe.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
 
 
 def _digest(image_bytes: bytes) -> bytes:

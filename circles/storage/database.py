@@ -248,8 +248,9 @@ class Database:
             return connection.scalar(select(ImageRow.image_id).where(*waiting).limit(1)) is not None
 
     def rest(self, records: Collection[ImageRecord], rest_s: float) -> None:
-        """Lets claimed images be claimed again after this time, but for those whose lease is another's by now."""
-        until = datetime.now(UTC) + timedelta(seconds=rest_s)
+        """Lets claimed images be claimed again after this time, seven minutes at most, but for those whose lease is
+        another's by now."""
+        until = datetime.now(UTC) + timedelta(seconds=min(rest_s, _LONGEST_LEASE_S / 2))  # or it would count for none
 
         def work(connection: Connection) -> None:
             for record in records:

@@ -251,6 +251,14 @@ def test_claimed_pictures_are_nobody_elses_until_their_lease_ends(place: Place, 
     assert book.finish(records[4], found(0.9))
 
 
+def test_a_long_rest_is_a_rest(book: RecordBook) -> None:
+    """One that ends later than any lease would count as one from before the clock was set back, and for none."""
+    add(book, b"1")
+    records = book.claim_pending(1, lease_s=1)
+    book.rest(records, 100_000)
+    assert book.claim_pending(1, lease_s=1) == []
+
+
 def test_many_who_claim_at_once_get_different_pictures(place: Place, book: RecordBook) -> None:
     big = place.open_book(max_pending=100)
     expected = {add(big, bytes([number]))[0].image_id for number in range(40)}

@@ -141,7 +141,8 @@ def test_replicas_killed_one_after_the_other_lose_and_double_nothing(service: Ru
         wait_until(lambda: service.replica_processes("Ingress") != [])
         with contextlib.suppress(psutil.NoSuchProcess):  # it went since
             service.replica_processes("Ingress")[0].kill()
-        time.sleep(1)  # the pace of the killings; nothing is waited for
+        before = len(uploads.acknowledged)
+        wait_until(lambda: len(uploads.acknowledged) >= before + 4, timeout_s=60)  # noqa: B023 - called at once
     wait_until(lambda: len(uploads.acknowledged) > 20, timeout_s=60)
     uploads.end()
     assert_all_there(service, place, uploads.acknowledged)
