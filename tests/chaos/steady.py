@@ -1,4 +1,4 @@
-"""Steady uploads: so many a second by the clock, whatever becomes of those before, and none of them tried twice."""
+"""Steady uploads: so many a second by the clock, while the service has room for them, and none of them tried twice."""
 
 import time
 from collections import Counter
@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from threading import Event
+from threading import BoundedSemaphore, Event
 
 import httpx2
 
 from tests.pictures import disc_jpeg
 
-_MOST_IN_FLIGHT = 400
+_MOST_IN_FLIGHT = 48
+"""Below ``MAX_IN_FLIGHT``: a machine too slow for the rate slows the uploads, and has no cause to refuse one."""
 _ANSWER_S = 60.0
 
 
@@ -40,7 +41,7 @@ class Steady:
 
 @contextmanager
 def steady_uploads(url: str, first_seed: int, per_s: float = 10.0) -> Iterator[Steady]:
-    """Uploads at this rate until left; then each is waited for."""
+    """Uploads at this rate, or as fast as they are answered where that is slower, until left; then waits for each."""
     steady = Steady()
     is_over = Event()
     with ThreadPoolExecutor(_MOST_IN_FLIGHT + 1) as pool:
@@ -57,9 +58,13 @@ def _pace(
     pool: ThreadPoolExecutor, steady: Steady, is_over: Event, url: str, first_seed: int, per_s: float
 ) -> list[Future[None]]:
     uploads: list[Future[None]] = []
+    room = BoundedSemaphore(_MOST_IN_FLIGHT)
     start = time.monotonic()
     while not is_over.wait(max(0.0, start + len(uploads) / per_s - time.monotonic())):
-        uploads.append(pool.submit(_upload, steady, url, disc_jpeg(first_seed + len(uploads))))
+        room.acquire()
+        upload = pool.submit(_upload, steady, url, disc_jpeg(first_seed + len(uploads)))
+        upload.add_done_callback(lambda _: room.release())
+        uploads.append(upload)
     return uploads
 
 
