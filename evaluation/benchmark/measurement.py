@@ -55,6 +55,8 @@ class Measurement:
     p50_saturated_ms: float
     cpu_ms: float
     """Of the contestant's processes."""
+    cpu_ms_by_program: dict[str, float]
+    """The same, by ``usage.program_of``."""
     generator_cpu_ms: float
     """Of the load generator, which is not part of it."""
     io_bytes: float
@@ -65,6 +67,8 @@ class Measurement:
     p50_one_client_ms: float
     idle_cores: float
     """Processor time a second when nobody asks for anything."""
+    idle_cores_by_program: dict[str, float]
+    """The same, by ``usage.program_of``."""
     at_part: dict[str, dict[str, float]]
     """By part of saturation ("0.5"): `rate`, `p50_ms`, `p99_ms` and `sent_late_ms`, the generator's own delay."""
 
@@ -92,7 +96,7 @@ def measure(contestant: Contestant, plan: Plan, number: int, folder: Path, told:
                 load.run(Closed(plan.clients), plan.warm_up_s)
             idle = Meter(contestant.processes)
             time.sleep(_IDLE_S)
-            idle_cores = idle.read().cpu_s / _IDLE_S
+            idle_usage = idle.read()
             told("one client")
             picture_s = load.run(Closed(1), plan.seconds).quantile_s(0.5)
             told("saturated")
@@ -113,12 +117,14 @@ def measure(contestant: Contestant, plan: Plan, number: int, folder: Path, told:
         pictures_per_s=saturated.goodput,
         p50_saturated_ms=1000 * saturated.quantile_s(0.5),
         cpu_ms=1000 * usage.cpu_s / pictures,
+        cpu_ms_by_program={name: 1000 * cpu_s / pictures for name, cpu_s in usage.cpu_s_by_program.items()},
         generator_cpu_ms=1000 * saturated.generator_cpu_s / pictures,
         io_bytes=usage.io_bytes / pictures,
         loopback_bytes=usage.loopback_bytes / pictures,
         resident_bytes=usage.resident_bytes,
         p50_one_client_ms=1000 * picture_s,
-        idle_cores=idle_cores,
+        idle_cores=idle_usage.cpu_s / _IDLE_S,
+        idle_cores_by_program={name: cpu_s / _IDLE_S for name, cpu_s in idle_usage.cpu_s_by_program.items()},
         at_part=at_part,
     )
 

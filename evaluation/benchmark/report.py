@@ -15,6 +15,7 @@ from evaluation.benchmark.summary import Rounds, limit_medians, medians, overhea
 
 _OURS, _OTHERS, _LIMIT = "#2a7f4f", "#8a8f98", "#c93434"
 _MB = 1e6
+_LEAST_SHOWN = 0.1  # ms, of a program
 _COLUMNS = (
     "pictures/s",
     "to limit",
@@ -112,7 +113,11 @@ def tables(summary: dict[str, Any]) -> RenderableType:
             f"{numbers['loopback_bytes'] / 1000:.0f}",
             f"{numbers['resident_bytes'] / _MB:.0f}",
         )
-    return Group(speed, latency, cost, *(f"{name} is left out: {why}" for name, why in summary["skipped"].items()))
+    skipped = (f"{name} is left out: {why}" for name, why in summary["skipped"].items())
+    programs = Table("of ours", "CPU ms a picture", "idle, ms a second")
+    for row in _programs(summary):
+        programs.add_row(*row)
+    return Group(speed, latency, cost, *([programs] if programs.rows else []), *skipped)
 
 
 def markdown(summary: dict[str, Any]) -> str:
@@ -145,7 +150,25 @@ def markdown(summary: dict[str, Any]) -> str:
     settings = summary["settings"]
     where = f"{summary.get('hardware')}; commit {str(summary.get('commit'))[:10]}"
     how = f"rounds: {settings.get('rounds')}; clients: {settings.get('clients')}; {settings.get('pictures')}"
-    return "\n".join([*lines, "", f"{where}; {how}.", ""])
+    lines += ["", f"{where}; {how}.", ""]
+    if programs := _programs(summary):
+        lines += ["| program of `ours` | CPU ms a picture | idle, ms a second |", "|---|---|---|"]
+        lines += [f"| {' | '.join(row)} |" for row in programs] + [""]
+    return "\n".join(lines)
+
+
+def _programs(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """What each program of ours takes, the largest first, those that hardly take anything together."""
+    ours = summary["contestants"].get("ours")
+    if ours is None:
+        return []
+    at_work, idle = ours["cpu_ms_by_program"], ours["idle_cores_by_program"]
+    found = {name: (at_work.get(name, 0.0), 1000 * idle.get(name, 0.0)) for name in {**at_work, **idle}}
+    small = [numbers for numbers in found.values() if numbers[0] < _LEAST_SHOWN]
+    rows = sorted(((*numbers, name) for name, numbers in found.items() if numbers[0] >= _LEAST_SHOWN), reverse=True)
+    if small:
+        rows.append((sum(work for work, _ in small), sum(idle for _, idle in small), "others"))
+    return [(name, f"{work_ms:.1f}", f"{idle_ms:.1f}") for work_ms, idle_ms, name in rows]
 
 
 def _shown(number: float | None, unit: str = "") -> str:

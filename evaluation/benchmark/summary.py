@@ -40,6 +40,7 @@ class Rounds:
 
 
 _NOT_NUMBERS = ("contestant", "round", "at_part")
+_BY_PROGRAM = ("cpu_ms_by_program", "idle_cores_by_program")
 
 
 def medians(rounds: Rounds) -> dict[str, dict[str, object]]:
@@ -51,8 +52,12 @@ def _medians(measurements: list[Measurement]) -> dict[str, object]:
     numbers: dict[str, object] = {
         each.name: median(getattr(measurement, each.name) for measurement in measurements)
         for each in fields(Measurement)
-        if each.name not in _NOT_NUMBERS
+        if each.name not in (*_NOT_NUMBERS, *_BY_PROGRAM)
     }
+    for name in _BY_PROGRAM:
+        found = [getattr(measurement, name) for measurement in measurements]
+        programs = dict.fromkeys(program for each in found for program in each)
+        numbers[name] = {program: median(each.get(program, 0.0) for each in found) for program in programs}
     numbers["at_part"] = {
         part: {key: median(each.at_part[part][key] for each in measurements) for key in values}
         for part, values in measurements[0].at_part.items()

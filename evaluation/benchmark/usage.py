@@ -1,7 +1,9 @@
 """What a set of processes uses, as the kernel counts it: processor time, memory, bytes."""
 
 import contextlib
-from collections.abc import Callable, Iterable
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,14 +14,19 @@ import psutil
 class Usage:
     """What processes used between two looks at them."""
 
-    cpu_s: float
-    """Processor time, in user and kernel mode."""
+    cpu_s_by_program: Mapping[str, float]
+    """Processor time, in user and kernel mode, by ``program_of``."""
     io_bytes: int
     """What they read and wrote by read() and write(): files, pipes, and sockets where their library does it so."""
     loopback_bytes: int
     """What went over the loopback interface meanwhile, whoever sent it."""
     resident_bytes: int
     """Resident memory at the end; pages that several share count once (proportional set size)."""
+
+    @property
+    def cpu_s(self) -> float:
+        """Processor time of all programs."""
+        return sum(self.cpu_s_by_program.values())
 
 
 class Meter:
@@ -38,15 +45,43 @@ class Meter:
     def read(self) -> Usage:
         """What they used since the first look; those that came since count from nothing."""
         loopback_bytes = _loopback_bytes() - self._loopback_before
-        cpu_s, io_bytes, resident_bytes = 0.0, 0, 0
+        cpu_s: defaultdict[str, float] = defaultdict(float)
+        io_bytes, resident_bytes = 0, 0
         for process in _with_descendants(self._find()):
             cpu_before, io_before = self._before.get(process.pid, (0.0, 0))
             cpu_now, io_now = _counters(process)
-            cpu_s += max(0.0, cpu_now - cpu_before)
             io_bytes += max(0, io_now - io_before)
             with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                cpu_s[program_of(process.cmdline())] += max(0.0, cpu_now - cpu_before)
                 resident_bytes += process.memory_full_info().pss
         return Usage(cpu_s, io_bytes, loopback_bytes, resident_bytes)
+
+
+_ACTOR = re.compile(r"ray::(?:ServeReplica:\w+:)?(\w+)")
+_FORKED = re.compile(r"from (multiprocessing\.\w+) import")
+
+
+def program_of(command: Sequence[str]) -> str:
+    """What a process is called in reports: the deployment or actor of a Ray worker, the module or script of a Python
+    process, else the program's file name.
+
+    Args:
+        command: As the kernel has it; Ray and others put titles there, and processes that end have none.
+    """
+    if not command:
+        return "ending"
+    if actor := _ACTOR.match(command[0]):
+        return actor.group(1)
+    name, arguments = Path(command[0].partition(" ")[0]).name, list(command[1:])
+    if not name.startswith("python"):
+        return name.rstrip(":")
+    while arguments and arguments[0].startswith("-") and arguments[0] not in ("-m", "-c"):
+        del arguments[0]
+    if len(arguments) < 2 or arguments[0] not in ("-m", "-c"):
+        return Path(arguments[0]).name if arguments else name
+    if forked := _FORKED.match(arguments[1]):
+        return forked.group(1)
+    return arguments[1] if arguments[0] == "-m" else name
 
 
 def _with_descendants(processes: Iterable[psutil.Process]) -> list[psutil.Process]:

@@ -21,7 +21,7 @@ from evaluation.benchmark.measurement import Plan, WrongAnswersError, measure
 from evaluation.benchmark.programs.bare import answer_of, bare_detector
 from evaluation.benchmark.programs.owlvit import OwlVitShape
 from evaluation.benchmark.rounds import run_rounds
-from evaluation.benchmark.usage import Meter
+from evaluation.benchmark.usage import Meter, program_of
 from serve_app.processes import LocalServiceError
 from tests.pictures import disc_jpeg
 from tests.running import wait_until
@@ -167,8 +167,30 @@ def test_a_meter_counts_what_processes_and_their_children_use(worker: "subproces
     assert worker.stdout.readline() == "done\n"
     used = meter.read()
     assert 0.3 < used.cpu_s < 1.5
+    assert used.cpu_s_by_program.keys() == {Path(sys.executable).name}
     assert 3_000_000 <= used.io_bytes < 4_000_000
     assert used.resident_bytes > 10**6
+
+
+@pytest.mark.parametrize(
+    ("command", "program"),
+    [
+        (["ray::ServeReplica:circles:Ingress"], "Ingress"),
+        (["ray::ServeReplica:circles:Detector.handle_request"], "Detector"),
+        (["ray::ServeController.listen_for_change", ""], "ServeController"),
+        (["/opt/ray/core/src/ray/raylet/raylet", "--raylet_socket_name=x"], "raylet"),
+        (["/usr/bin/python3.11", "-u", "/opt/ray/dashboard/agent.py", "--port=1"], "agent.py"),
+        (["/opt/bin/python", "/opt/bin/serve", "run"], "serve"),
+        (["python", "-m", "deployments.kserve_model", "--http_port=1"], "deployments.kserve_model"),
+        (["python", "-B", "-c", "from multiprocessing.forkserver import main; main(8)"], "multiprocessing.forkserver"),
+        (["python3", "-c", "import time; time.sleep(9)"], "python3"),
+        (["python3"], "python3"),
+        (["nginx: worker process"], "nginx"),
+        ([], "ending"),
+    ],
+)
+def test_programs_are_called_what_people_know_them_by(command: list[str], program: str) -> None:
+    assert program_of(command) == program
 
 
 def test_packages_that_are_not_to_be_had_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,12 +26,14 @@ def measurement(name: str, number: int, pictures_per_s: float, cpu_ms: float = 5
         pictures_per_s=pictures_per_s,
         p50_saturated_ms=300.0,
         cpu_ms=cpu_ms,
+        cpu_ms_by_program={"Ingress": cpu_ms - 40, "Detector": 40.0 - number, "raylet": 0.05, "gcs_server": 0.02},
         generator_cpu_ms=1.0,
         io_bytes=100_000.0,
         loopback_bytes=50_000.0,
         resident_bytes=10**9,
         p50_one_client_ms=44.0,
         idle_cores=0.1,
+        idle_cores_by_program={"raylet": 0.07, "gcs_server": 0.03},
         at_part=at_part,
     )
 
@@ -118,9 +120,10 @@ def test_the_report_has_the_numbers_that_others_rely_on(rounds: Rounds, tmp_path
     assert len(read["rounds"]["contestants"]) == 8
     assert len(read["rounds"]["limit"]) == 3
     assert (tmp_path / "new" / "bench.svg").read_text().count("<svg") == 1
-    rows = (tmp_path / "new" / "bench.md").read_text().splitlines()[:6]
-    assert len({row.count("|") for row in rows[:-1]}) == 1
+    rows = (tmp_path / "new" / "bench.md").read_text().splitlines()
+    assert len({row.count("|") for row in rows[:5]}) == 1
     assert rows[3].startswith("| `ours` | 40.0 | 0.80 | 44.0 | 41 / 90 |")
+    assert rows[-3:] == ["| Detector | 39.0 | 0.0 |", "| Ingress | 11.0 | 0.0 |", "| others | 0.1 | 100.0 |"]
 
 
 def test_the_tables_name_everybody_and_who_is_left_out(rounds: Rounds) -> None:
