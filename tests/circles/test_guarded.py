@@ -68,13 +68,18 @@ def test_picture_known_to_be_deadly_ends_no_further_process(deadly: GuardedDetec
     assert process_of(deadly) == process
 
 
-def test_memory_without_end_is_refused_before_the_machine_has_none(deadly: GuardedDetector) -> None:
-    process = process_of(deadly)
-    fails, found = deadly.detect([picture(EATS_MEMORY), picture(20)])
-    assert isinstance(fails, DetectionFailedError)
-    assert "MemoryError" in fails.detail
-    assert isinstance(found, ImageDetections)
-    assert process_of(deadly) == process
+def test_memory_without_end_is_refused_before_the_machine_has_none() -> None:
+    patient = Settings(detector="hough", detection_timeout_s=60, detector_memory_bytes=512 * 2**20)
+    guarded = GuardedDetector(patient, DEADLY)
+    try:
+        process = process_of(guarded)
+        fails, found = guarded.detect([picture(EATS_MEMORY), picture(20)])
+        assert isinstance(fails, DetectionFailedError)
+        assert "MemoryError" in fails.detail
+        assert isinstance(found, ImageDetections)
+        assert process_of(guarded) == process
+    finally:
+        guarded.close()
 
 
 def test_process_that_takes_nothing_is_replaced(deadly: GuardedDetector) -> None:

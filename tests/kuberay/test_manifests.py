@@ -59,6 +59,7 @@ def test_manifests_are_valid(form: str, tmp_path: Path) -> None:
     _assert_valid(path)
 
 
+@pytest.mark.timeout(400)
 def test_components_fit_together_in_every_combination(tmp_path: Path) -> None:
     """All pairs of components that do not exclude each other, with those that they need."""
     with_pairs = [(name,) for name in _COMPONENTS] + list(combinations(_COMPONENTS, 2))
