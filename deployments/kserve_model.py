@@ -4,7 +4,6 @@ import asyncio
 import logging
 from typing import Annotated, Any
 
-import anyio.to_thread
 import kserve
 import typer
 import uvicorn
@@ -20,6 +19,7 @@ from deployments.inference.requests import InferenceRequest
 from deployments.inference.served_model import detect_all
 from deployments.inference.v2_rest import BINARY_EXTENSION
 from deployments.model_server import create_model_server
+from deployments.threads import in_thread
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class CircleModel(kserve.Model):  # type: ignore[misc]  # the package is not typ
         async with self._loading:
             if self.ready:
                 return
-            await anyio.to_thread.run_sync(self.load)
+            await in_thread(self.load)
 
     async def unload_model(self) -> None:
         async with self._loading:

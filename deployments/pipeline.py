@@ -4,9 +4,7 @@ import asyncio
 import contextvars
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
-
-import anyio.to_thread
+from typing import Any, TypeVar
 
 from circles.detection import ImageDetections
 from circles.errors import DetectionFailedError, DetectorUnavailableError
@@ -15,10 +13,10 @@ from circles.settings import Settings
 from circles.storage.image_records import ImageRecord
 from circles.storage.records import RecordBook, image_id_of
 from deployments.async_detectors import AsyncDetector, detect_in_time
+from deployments.threads import in_thread
 from deployments.timings import carry_into, stage
 
 T = TypeVar("T")
-P = ParamSpec("P")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +56,7 @@ class ImagePipeline:
             UnavailableError: Storage or database are away.
         """
         with stage("check"):
-            image_id, header, earlier = await _in_thread(self._check, image_bytes)
+            image_id, header, earlier = await in_thread(self._check, image_bytes)
         if earlier is not None:
             return Uploaded(earlier, is_new=False)
         staging = asyncio.create_task(self._stage(image_id, image_bytes, header.media_type))
@@ -70,7 +68,7 @@ class ImagePipeline:
         with stage("file"):
             key = await staging
         with stage("transaction"):
-            record, is_new = await _in_thread(
+            record, is_new = await in_thread(
                 self._book.commit, image_id, key, header, len(image_bytes), filename, found
             )
         if is_new and found is None:
@@ -85,9 +83,9 @@ class ImagePipeline:
             ImageError, DetectionFailedError, DetectorUnavailableError: Nothing was detected; what was known stays.
             UnavailableError: Storage or database are away.
         """
-        record = await _in_thread(self._book.get, image_id)
+        record = await in_thread(self._book.get, image_id)
         await self.finish(record, self._settings.detection_timeout_s)
-        return await _in_thread(self._book.get, image_id)
+        return await in_thread(self._book.get, image_id)
 
     async def finish(self, record: ImageRecord, timeout_s: float) -> None:
         """Detects in a stored picture and writes down what was found; raises as ``detect_again``.
@@ -95,13 +93,13 @@ class ImagePipeline:
         Args:
             timeout_s: That the detector has to answer.
         """
-        image_bytes = await _in_thread(self._book.load, record)
+        image_bytes = await in_thread(self._book.load, record)
         found = await detect_in_time(self._detector, image_bytes, timeout_s)
-        await _in_thread(self._book.finish, record, found)
+        await in_thread(self._book.finish, record, found)
 
     async def _stage(self, image_id: str, image_bytes: bytes, media_type: str) -> str:
         with stage("file-beside"):
-            return await _in_thread(self._book.stage, image_id, image_bytes, media_type)
+            return await in_thread(self._book.stage, image_id, image_bytes, media_type)
 
     def _check(self, image_bytes: bytes) -> tuple[str, ImageHeader, ImageRecord | None]:
         """The id, the header, and the record of the same bytes if they are here already."""
@@ -118,7 +116,7 @@ class ImagePipeline:
     async def _book_discard(self, staging: "asyncio.Task[str]") -> None:
         await asyncio.wait([staging])
         if staging.exception() is None:
-            await _in_thread(self._book.discard, staging.result())
+            await in_thread(self._book.discard, staging.result())
 
 
 # The event loop itself holds tasks weakly: one that nobody awaits any more could vanish half-way.
@@ -135,7 +133,3 @@ def detached(work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
     _detached.add(task)
     task.add_done_callback(_detached.discard)
     return task
-
-
-async def _in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    return await anyio.to_thread.run_sync(lambda: function(*args, **kwargs))

@@ -5,8 +5,6 @@ import logging
 import time
 from collections.abc import Callable
 
-import anyio.to_thread
-
 from circles.errors import CirclesError
 
 logger = logging.getLogger("ray.serve")
@@ -42,7 +40,8 @@ class Readiness:
     async def _try(self, check: Callable[[], str]) -> tuple[bool, str]:
         try:
             async with asyncio.timeout(_CHECK_TIMEOUT_S):
-                return True, await anyio.to_thread.run_sync(check, abandon_on_cancel=True)
+                # Not among the threads of uploads, which these may all be waiting in; one that hangs is left to itself.
+                return True, await asyncio.to_thread(check)
         except TimeoutError:
             return False, f"did not answer within {_CHECK_TIMEOUT_S:g} s"
         except CirclesError as error:

@@ -4,13 +4,12 @@ import asyncio
 import logging
 import time
 
-import anyio.to_thread
-
 from circles.errors import CirclesError, DetectionFailedError, ImageError, NotFoundError
 from circles.settings import Settings
 from circles.storage.image_records import ImageRecord
 from circles.storage.records import RecordBook
 from deployments.pipeline import ImagePipeline
+from deployments.threads import in_thread
 
 logger = logging.getLogger("ray.serve")
 
@@ -73,7 +72,7 @@ class Reconciler:
         settings = self._settings
         # A detection, before and after which bytes are loaded and rows written.
         lease_s = settings.background_timeout_s + 4 * (settings.storage_timeout_s + settings.database_timeout_s)
-        for record in await anyio.to_thread.run_sync(self._book.claim_pending, free, lease_s):
+        for record in await in_thread(self._book.claim_pending, free, lease_s):
             task = asyncio.create_task(self._work_on(pipeline, record))
             self._in_work[task] = record
             task.add_done_callback(self._put_down)
@@ -94,14 +93,14 @@ class Reconciler:
         tries = self._setbacks.get(record.image_id, (0, 0.0))[0] + 1
         rest_s = min(_FIRST_RETRY_S * 2 ** min(tries - 1, _MOST_DOUBLINGS), self._settings.reconcile_period_s)
         self._setbacks[record.image_id] = (tries, time.monotonic() + rest_s)
-        await anyio.to_thread.run_sync(self._book.rest, [record], rest_s)
+        await in_thread(self._book.rest, [record], rest_s)
 
     async def _finish(self, pipeline: ImagePipeline, record: ImageRecord) -> None:
         try:
             await pipeline.finish(record, self._settings.background_timeout_s)
         except (ImageError, DetectionFailedError, NotFoundError) as error:
             # Trying again would end the same way.
-            await anyio.to_thread.run_sync(self._book.fail, record, error.detail)
+            await in_thread(self._book.fail, record, error.detail)
             logger.warning("image %s failed: %s", record.image_id, error.detail)
 
     def _put_down(self, task: "asyncio.Task[None]") -> None:
@@ -119,7 +118,7 @@ class Reconciler:
             return
         await asyncio.wait(in_work)
         try:
-            await anyio.to_thread.run_sync(self._book.rest, list(in_work.values()), 0.0)
+            await in_thread(self._book.rest, list(in_work.values()), 0.0)
         except CirclesError as error:
             logger.warning("pending pictures rest until their leases end: %s", error.detail)
 
@@ -135,10 +134,10 @@ class Reconciler:
 
     async def _sweep(self) -> None:
         if self._settings.retention_days is not None:
-            expired = await anyio.to_thread.run_sync(self._purge, self._settings.retention_days * _DAY_S)
+            expired = await in_thread(self._purge, self._settings.retention_days * _DAY_S)
             if expired:
                 logger.info("removed %d images whose time was over", expired)
-        removed = await anyio.to_thread.run_sync(self._book.sweep, self._settings.orphan_grace_s)
+        removed = await in_thread(self._book.sweep, self._settings.orphan_grace_s)
         if removed:
             logger.info("removed %d files that no image names", removed)
 

@@ -6,7 +6,6 @@ import socket
 from typing import Literal, NoReturn
 from urllib.parse import urlsplit
 
-import anyio.to_thread
 import httpx2
 import stamina
 
@@ -18,6 +17,7 @@ from deployments.async_detectors import DetectorState
 from deployments.inference import v1, v2_rest
 from deployments.inference.requests import INPUT_NAME, TENSORS
 from deployments.remote_answers import clean_name, detections_of_tensors, detections_of_v1, inside
+from deployments.threads import in_thread
 
 logger = logging.getLogger("ray.serve")
 
@@ -62,7 +62,7 @@ class RemoteDetector:
 
     async def detect(self, image_bytes: bytes) -> ImageDetections:
         settings = self._settings
-        header = await anyio.to_thread.run_sync(read_header, image_bytes, settings.max_image_pixels)
+        header = await in_thread(read_header, image_bytes, settings.max_image_pixels)
         try:
             async with asyncio.timeout(settings.model_server_timeout_s):
                 detections, version = await self._ask(image_bytes)
@@ -138,7 +138,7 @@ class RemoteDetector:
 
     async def _ask_v2(self, image_bytes: bytes) -> _Found:
         parameters = {"min_score": self._settings.store_min_score}
-        body, length = await anyio.to_thread.run_sync(v2_rest.write_request, [image_bytes], parameters)
+        body, length = await in_thread(v2_rest.write_request, [image_bytes], parameters)
         headers = {"Content-Type": v2_rest.BINARY_MEDIA_TYPE, v2_rest.HEADER_LENGTH: str(length)}
         content, answered = await self._post(f"{self._model_url.format(version=2)}/infer", body, headers)
         tensors, version = v2_rest.read_response(content, answered.get(v2_rest.HEADER_LENGTH))
@@ -146,9 +146,7 @@ class RemoteDetector:
         return detections_of_tensors(tensors), version
 
     async def _ask_v1(self, image_bytes: bytes) -> _Found:
-        body = await anyio.to_thread.run_sync(
-            v1.write_request, [image_bytes], {"min_score": self._settings.store_min_score}
-        )
+        body = await in_thread(v1.write_request, [image_bytes], {"min_score": self._settings.store_min_score})
         headers = {"Content-Type": "application/json"}
         content, _ = await self._post(f"{self._model_url.format(version=1)}:predict", body, headers)
         return detections_of_v1(content), "unknown"
@@ -171,7 +169,7 @@ class RemoteDetector:
         if error.response.status_code not in _PICTURE_STATUSES:
             raise self._unavailable(f"refused with {error}") from error
         # An endpoint has no common word for a broken picture: whether it is one shows here.
-        await anyio.to_thread.run_sync(decode_image, image_bytes, self._settings.max_image_pixels)
+        await in_thread(decode_image, image_bytes, self._settings.max_image_pixels)
         raise DetectionFailedError(f"the model server refused this picture with {error}") from error
 
     def _unavailable(self, what: str) -> DetectorUnavailableError:

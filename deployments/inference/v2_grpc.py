@@ -5,7 +5,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-import anyio.to_thread
 import grpc
 from google.protobuf.message import Message
 
@@ -23,6 +22,7 @@ from deployments.inference.v2_rest import (
     server_metadata,
     split_elements,
 )
+from deployments.threads import in_thread
 
 logger = logging.getLogger("ray.serve")
 
@@ -149,10 +149,10 @@ class InferenceServicer:
         await require_ready(model)
         with model.admission.work() as slot:
             slot.hold(request.ByteSize())
-            asked = await anyio.to_thread.run_sync(_read_request, request, model.settings.max_upload_bytes)
+            asked = await in_thread(_read_request, request, model.settings.max_upload_bytes)
             found = await model.infer(asked)
         answer = messages.ModelInferResponse(model_name=model.settings.model_name, id=request.id)
-        await anyio.to_thread.run_sync(_write_outputs, answer, request, asked, found, model.min_score)
+        await in_thread(_write_outputs, answer, request, asked, found, model.min_score)
         return answer
 
     async def _load(self, repository: Repository, request: messages.RepositoryModelLoadRequest) -> Message:

@@ -3,7 +3,6 @@
 import asyncio
 from typing import Annotated
 
-import anyio.to_thread
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse, StreamingResponse
 from starlette.datastructures import UploadFile
@@ -16,6 +15,7 @@ from deployments.pipeline import Uploaded, detached
 from deployments.problems import RequestError, problem_document, problem_of, problem_responses, request_id_of
 from deployments.schemas import BatchBody, BatchResult, ImageBody, ImageListBody, ImageListItem, ProblemBody
 from deployments.services import MinScoreParameter, Services, ServicesParameter
+from deployments.threads import in_thread
 from deployments.timings import stage
 from deployments.uploads import MAX_BATCH_FILES, Upload, open_batch, read_file, read_upload
 
@@ -101,7 +101,7 @@ async def list_images(
 ) -> ImageListBody:
     """Images without their objects, newest first."""
     try:
-        page = await anyio.to_thread.run_sync(services.book.page, limit, cursor, status, min_score)
+        page = await in_thread(services.book.page, limit, cursor, status, min_score)
     except ValueError as error:
         raise RequestError(422, "Bad parameter", f"query.cursor: {error}") from error
     return ImageListBody(
@@ -113,14 +113,14 @@ async def list_images(
 @router.get("/images/{image_id}", responses=problem_responses(404))
 async def get_image(image_id: ImageId, services: ServicesParameter, min_score: MinScoreParameter) -> ImageBody:
     """One image with its objects."""
-    record = await anyio.to_thread.run_sync(services.book.get, image_id)
+    record = await in_thread(services.book.get, image_id)
     return ImageBody.of(record, min_score)
 
 
 @router.delete("/images/{image_id}", status_code=204, responses=problem_responses(404))
 async def delete_image(image_id: ImageId, services: ServicesParameter) -> None:
     """Removes file, row and objects."""
-    await anyio.to_thread.run_sync(services.book.delete, image_id)
+    await in_thread(services.book.delete, image_id)
 
 
 @router.post("/images/{image_id}/detection", responses=problem_responses(404, 429))
@@ -141,7 +141,7 @@ async def get_content(
     image_id: ImageId, services: ServicesParameter, if_none_match: Annotated[str, Header()] = ""
 ) -> Response:
     """The bytes as they were uploaded."""
-    record = await anyio.to_thread.run_sync(services.book.get, image_id)
+    record = await in_thread(services.book.get, image_id)
     etag = f'"{record.image_id}"'
     # Bytes under an id never change, so a cache may keep them; only a client's own, since a key may be wanted here.
     headers = {
@@ -152,11 +152,11 @@ async def get_content(
     if etag in known or "*" in known:
         return Response(status_code=304, headers=headers)
     if services.settings.content_delivery == "redirect":
-        address = await anyio.to_thread.run_sync(services.book.signed_url, record, services.settings.signed_url_s)
+        address = await in_thread(services.book.signed_url, record, services.settings.signed_url_s)
         if address is not None:
             # The signature ends, so the redirection must not outlive it in a cache.
             return RedirectResponse(address, 307, {"Cache-Control": "no-store"})
-    pieces = await anyio.to_thread.run_sync(services.book.stream, record)
+    pieces = await in_thread(services.book.stream, record)
     headers["Content-Length"] = str(record.size_bytes)
     # A name of ours: what the client called it is in the image's JSON, and nowhere else.
     suffix = record.media_type.removeprefix("image/")
@@ -171,11 +171,11 @@ async def get_content(
 )
 async def get_annotated(image_id: ImageId, services: ServicesParameter, min_score: MinScoreParameter) -> Response:
     """The picture with its circles drawn."""
-    record = await anyio.to_thread.run_sync(services.book.get, image_id)
+    record = await in_thread(services.book.get, image_id)
     if record.status != "done":
         raise RequestError(409, "Nothing to draw", f"detection in this image is {record.status}")
     async with services.drawing_turn:
-        jpeg = await anyio.to_thread.run_sync(_annotated_jpeg, services, record, min_score)
+        jpeg = await in_thread(_annotated_jpeg, services, record, min_score)
     return Response(jpeg, media_type="image/jpeg")
 
 

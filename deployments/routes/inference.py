@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
-import anyio.to_thread
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
@@ -21,6 +20,7 @@ from deployments.inference.requests import InferenceRequest, make_request
 from deployments.inference.served_model import ServedModel, require_named, require_ready
 from deployments.inference.v2_rest import BINARY_MEDIA_TYPE, HEADER_LENGTH
 from deployments.problems import RequestError, log_failure, problem_document, problem_of, request_id_of
+from deployments.threads import in_thread
 from deployments.uploads import media_type_of, read_body
 
 LATENCY_HEADER = "prediction-time-latency"
@@ -142,9 +142,9 @@ async def predict(request: Request, model: NamedModelParameter) -> Response:
         if media_type_of(request).startswith("image/"):
             asked = make_request([body], dict(request.query_params), settings.max_upload_bytes)
         else:
-            asked = await anyio.to_thread.run_sync(v1.read_request, body, settings.max_upload_bytes)
+            asked = await in_thread(v1.read_request, body, settings.max_upload_bytes)
         found, headers = await _infer(model, asked)
-    answer = await anyio.to_thread.run_sync(v1.answer, asked, found, model.min_score)
+    answer = await in_thread(v1.answer, asked, found, model.min_score)
     return Response(answer, media_type="application/json", headers=headers)
 
 
@@ -202,13 +202,11 @@ async def infer(request: Request, model: NamedModelParameter) -> Response:
     with model.admission.enter() as slot:
         body = await read_body(request, slot, settings.max_inference_bytes, settings.upload_timeout_s)
         slot.work()
-        asked = await anyio.to_thread.run_sync(
+        asked = await in_thread(
             v2_rest.read_request, body, request.headers.get(HEADER_LENGTH), settings.max_upload_bytes
         )
         found, headers = await _infer(model, asked.request)
-    content, header_length = await anyio.to_thread.run_sync(
-        v2_rest.write_response, asked, found, model.min_score, settings.model_name
-    )
+    content, header_length = await in_thread(v2_rest.write_response, asked, found, model.min_score, settings.model_name)
     if header_length is None:
         return Response(content, headers=headers, media_type="application/json")
     return Response(content, headers={**headers, HEADER_LENGTH: str(header_length)}, media_type=BINARY_MEDIA_TYPE)
