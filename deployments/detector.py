@@ -22,7 +22,7 @@ class DetectorDeployment:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="detect")
 
         @serve.batch(
-            max_batch_size=settings.detector_batch_size,
+            max_batch_size=settings.largest_batch,
             batch_wait_timeout_s=settings.detector_batch_wait_s,
         )
         async def detect_batch(files: list[tuple[float, bytes]]) -> list[DetectionOutcome]:

@@ -50,7 +50,7 @@ class CircleModel(kserve.Model):  # type: ignore[misc]  # the package is not typ
         """
         detector = GuardedDetector(self.settings)
         self.versions = [detector.info.version]
-        self._detector = InProcessDetector(detector, self.settings.detector_batch_size)
+        self._detector = InProcessDetector(detector, self.settings.largest_batch)
         self.ready = True
         return True
 

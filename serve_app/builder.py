@@ -6,16 +6,21 @@ import os
 
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import RequestRouterConfig
 
 from circles.settings import Settings
 from deployments.detector import DetectorDeployment
 from deployments.ingress import IngressDeployment
+from deployments.routing import FewestOutstandingRouter
 
 # Requests beside uploads (reading, listing, probes) that one ingress replica takes before Serve makes them wait. The
 # application's own limits refuse long before that, with a reason and a Retry-After.
 _INGRESS_HEADROOM = 1000
 # Calls that wait in a handle for a detector replica beside those of uploads: the reconciler's.
 _DETECTOR_QUEUE_HEADROOM = 16
+# In work or waiting, for each detector replica: it is never idle between two pictures, or has half a batch on a GPU,
+# and nobody waits long.
+_ONGOING_PER_REPLICA = 4.0
 _MESSAGE_LIMIT_VARIABLE = "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"
 _DEFAULT_MESSAGE_LIMIT = 4 * 1024 * 1024  # bytes
 _MESSAGE_OVERHEAD_BYTES = 1024 * 1024
@@ -54,8 +59,7 @@ def _detector(settings: Settings) -> Application:
         autoscaling_config={
             "min_replicas": settings.detector_min_replicas,
             "max_replicas": settings.detector_max_replicas,
-            # Half a batch in work or waiting per replica: enough to batch, not enough to make anybody wait long.
-            "target_ongoing_requests": max(1.0, settings.detector_batch_size / 2),
+            "target_ongoing_requests": _ONGOING_PER_REPLICA,
             "upscale_delay_s": 2,
             "downscale_delay_s": 60,
         },
@@ -63,6 +67,9 @@ def _detector(settings: Settings) -> Application:
         # replicas are full tries again after ever longer pauses, while they run dry.
         max_ongoing_requests=settings.ingress_replicas * (settings.max_in_flight + _DETECTOR_QUEUE_HEADROOM),
         max_queued_requests=settings.max_in_flight + _DETECTOR_QUEUE_HEADROOM,
+        request_router_config=RequestRouterConfig(
+            request_router_class=FewestOutstandingRouter  # type: ignore[arg-type]  # annotated wrongly
+        ),
         health_check_period_s=5,
         health_check_timeout_s=30,
         graceful_shutdown_wait_loop_s=0.5,

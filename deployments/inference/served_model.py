@@ -18,6 +18,9 @@ from deployments.admission import Admission, Slot
 from deployments.async_detectors import AsyncDetector, detect_in_time
 from deployments.inference.requests import InferenceRequest
 
+AT_ONCE = 8
+"""Most pictures of one request that are detected in at once."""
+
 
 class ServedModel(Protocol):
     """The detector as inference protocols know it."""
@@ -83,7 +86,7 @@ async def require_ready(model: ServedModel) -> None:
 async def detect_all(
     detector: AsyncDetector, images: Sequence[bytes], admission: Admission, settings: Settings
 ) -> list[ImageDetections]:
-    """What is in each picture; as many at once as fill a batch, or fewer where others are at work.
+    """What is in each picture; eight at once, or fewer where others are at work.
 
     Args:
         admission: That the caller holds a slot of; for each further picture at once, one more is taken.
@@ -91,7 +94,7 @@ async def detect_all(
     Raises:
         As ``ServedModel.infer``. The first error ends the work on the other pictures.
     """
-    more_slots = _free_slots(admission, min(len(images), settings.detector_batch_size) - 1)
+    more_slots = _free_slots(admission, min(len(images), AT_ONCE) - 1)
     waiting = iter(enumerate(images))
     found: dict[int, ImageDetections] = {}
 

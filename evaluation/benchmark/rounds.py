@@ -12,7 +12,7 @@ from serve_app.processes import LocalServiceError
 
 LIMIT = "limit"
 
-_BATCH_SIZES = (1, 8)  # the second is the service's default
+_BATCH_SIZES = (1, 8)  # the service's defaults on a CPU and on a GPU
 
 
 def run_rounds(

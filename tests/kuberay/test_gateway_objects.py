@@ -12,6 +12,7 @@ import yaml
 from circles.settings import Settings
 from deployments.api import create_api
 from deployments.inference.requests import MAX_INSTANCES
+from deployments.inference.served_model import AT_ONCE
 from deployments.inference.v2_grpc import SERVICE_NAME
 from deployments.routes.images import _BATCH_CONCURRENCY
 from deployments.services import open_services
@@ -82,7 +83,7 @@ def longest_s(settings: Settings) -> dict[str, float]:
     """What the application may take by its own settings, by the routes of the VirtualService."""
     # It stores while it detects.
     upload_s = max(settings.detection_timeout_s, settings.storage_timeout_s) + settings.database_timeout_s
-    inference_s = MAX_INSTANCES / settings.detector_batch_size * settings.detection_timeout_s
+    inference_s = MAX_INSTANCES / AT_ONCE * settings.detection_timeout_s
     return {
         "circles-batch": MAX_BATCH_FILES / _BATCH_CONCURRENCY * upload_s,
         "circles-write": max(upload_s, inference_s),

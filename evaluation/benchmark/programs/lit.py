@@ -12,7 +12,7 @@ from evaluation.benchmark.programs.bare import answer_of, bare_detector
 
 
 class DetectorApi(litserve.LitAPI):  # type: ignore[misc]
-    """One worker's detector. ``batch`` and ``unbatch`` are LitServe's own: lists."""
+    """One worker's detector, without batches: on a CPU they only make answers wait for each other."""
 
     def setup(self, _device: str) -> None:
         self._detector = bare_detector()
@@ -22,22 +22,16 @@ class DetectorApi(litserve.LitAPI):  # type: ignore[misc]
         image_bytes: bytes = request["file"].file.read()
         return image_bytes
 
-    def batch(self, inputs: list[bytes]) -> list[bytes]:
-        return inputs
-
-    def predict(self, files: list[bytes]) -> list[DetectionOutcome]:
-        return self._detector.detect(files)
-
-    def unbatch(self, output: list[DetectionOutcome]) -> list[DetectionOutcome]:
-        return output
+    def predict(self, image_bytes: bytes) -> DetectionOutcome:
+        return self._detector.detect([image_bytes])[0]
 
     def encode_response(self, outcome: DetectionOutcome) -> dict[str, object]:
         return answer_of(outcome)
 
 
-def main(port: Annotated[int, typer.Option()], batch_size: Annotated[int, typer.Option()] = 8) -> None:
+def main(port: Annotated[int, typer.Option()]) -> None:
     """Serve on the loopback address, one worker a core."""
-    api = DetectorApi(max_batch_size=batch_size, batch_timeout=0.001, api_path="/detect")
+    api = DetectorApi(max_batch_size=1, api_path="/detect")
     server = litserve.LitServer(
         api, accelerator="cpu", devices=1, workers_per_device=os.cpu_count() or 1, timeout=False, fast_queue=True
     )

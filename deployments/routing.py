@@ -1,0 +1,27 @@
+"""Which detector replica a picture is sent to."""
+
+import random
+
+from ray.serve.request_router import FIFOMixin, PendingRequest, ReplicaID, RequestRouter, RunningReplica
+
+
+class FewestOutstandingRouter(FIFOMixin, RequestRouter):
+    """The one that has the fewest pictures of this ingress replica, in work or waiting; by chance among equals.
+
+    Serve's own choice goes by what replicas say of their queues when they accept a request. Over gRPC that comes with
+    the answer: it is as old as the request was long, so that one replica gets all there is while another runs dry.
+    """
+
+    async def choose_replicas(
+        self,
+        candidate_replicas: list[RunningReplica],
+        pending_request: PendingRequest | None = None,  # noqa: ARG002 - all pictures are alike
+    ) -> list[list[RunningReplica]]:
+        """All, of which the base class takes the one with the shortest queue that it knows of: the first of several."""
+        return [random.sample(candidate_replicas, len(candidate_replicas))]
+
+    def on_new_queue_len_info(self, replica_id: ReplicaID, num_ongoing_requests: int) -> None:
+        """Heeds only a replica that refuses, which is full. The base class counts what is sent and answered itself."""
+        replica = self.curr_replicas.get(replica_id)
+        if replica is not None and num_ongoing_requests >= replica.max_ongoing_requests:
+            super().on_new_queue_len_info(replica_id, num_ongoing_requests)
