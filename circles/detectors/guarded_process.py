@@ -20,6 +20,7 @@ from circles.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+_NICENESS = 19  # what answers, and hands over pictures, goes first where cores are short; added to what it has
 _OOM_SCORE = Path("/proc/self/oom_score_adj")
 
 
@@ -30,6 +31,7 @@ def main() -> None:
     connection: Connection[object, object] = Connection(int(sys.argv[1]))
     settings = connection.recv()
     assert isinstance(settings, Settings)
+    os.nice(_NICENESS)
     _be_the_first_to_go(settings.detector_memory_bytes if settings.detector_num_gpus == 0 else None)
     waiting: queue.SimpleQueue[list[bytes]] = queue.SimpleQueue()
     detecting = threading.Thread(target=_detect, args=(connection, settings, waiting), daemon=True)
