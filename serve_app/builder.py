@@ -3,6 +3,7 @@
 # No `from __future__ import annotations` here: Serve must see the class Settings, not its name as text.
 
 import os
+from typing import Any
 
 from ray import serve
 from ray.serve import Application
@@ -52,11 +53,12 @@ def build_app(settings: Settings) -> Application:
     return deployment(serve.ingress()(IngressDeployment)).bind(settings, detector)
 
 
-def _detector(settings: Settings) -> Application:
-    deployment = serve.deployment(
-        name="Detector",
-        ray_actor_options={"num_cpus": settings.detector_num_cpus, "num_gpus": settings.detector_num_gpus},
-        autoscaling_config={
+def detector_options(settings: Settings) -> dict[str, Any]:
+    """How the detector's replicas are run, scaled and chosen: options of ``serve.deployment``."""
+    return {
+        "name": "Detector",
+        "ray_actor_options": {"num_cpus": settings.detector_num_cpus, "num_gpus": settings.detector_num_gpus},
+        "autoscaling_config": {
             "min_replicas": settings.detector_min_replicas,
             "max_replicas": settings.detector_max_replicas,
             "target_ongoing_requests": _ONGOING_PER_REPLICA,
@@ -69,17 +71,20 @@ def _detector(settings: Settings) -> Application:
         },
         # All that may come: what waits does so in the replicas, which take the next batch at once. A handle whose
         # replicas are full tries again after ever longer pauses, while they run dry.
-        max_ongoing_requests=settings.ingress_replicas * (settings.max_in_flight + _DETECTOR_QUEUE_HEADROOM),
-        max_queued_requests=settings.max_in_flight + _DETECTOR_QUEUE_HEADROOM,
-        request_router_config=RequestRouterConfig(
+        "max_ongoing_requests": settings.ingress_replicas * (settings.max_in_flight + _DETECTOR_QUEUE_HEADROOM),
+        "max_queued_requests": settings.max_in_flight + _DETECTOR_QUEUE_HEADROOM,
+        "request_router_config": RequestRouterConfig(
             request_router_class=FewestOutstandingRouter  # type: ignore[arg-type]  # annotated wrongly
         ),
-        health_check_period_s=5,
-        health_check_timeout_s=30,
-        graceful_shutdown_wait_loop_s=0.5,
-        graceful_shutdown_timeout_s=settings.drain_timeout_s,
-    )
-    return deployment(DetectorDeployment).bind(settings.without_secrets())
+        "health_check_period_s": 5,
+        "health_check_timeout_s": 30,
+        "graceful_shutdown_wait_loop_s": 0.5,
+        "graceful_shutdown_timeout_s": settings.drain_timeout_s,
+    }
+
+
+def _detector(settings: Settings) -> Application:
+    return serve.deployment(**detector_options(settings))(DetectorDeployment).bind(settings.without_secrets())
 
 
 def _check_message_limit(max_upload_bytes: int) -> None:

@@ -17,36 +17,32 @@ from circles.detectors import detector_info
 from circles.detectors.encoded import DetectionOutcome
 from circles.settings import Settings
 from deployments.ingress import IngressDeployment
+from serve_app.builder import detector_options
 
 
 class WaitingDetector:
-    """Finds nothing in every picture, one picture at a time."""
+    """Finds nothing in every picture, one picture after the other."""
 
     def __init__(self, settings: Settings, wait_s: float) -> None:
         self._info = detector_info(settings.detector)
         self._wait_s = wait_s
+        self._turn = asyncio.Lock()
 
     async def detect(self, _image_bytes: bytes) -> DetectionOutcome:
-        await asyncio.sleep(self._wait_s)
+        async with self._turn:
+            await asyncio.sleep(self._wait_s)
         return ImageDetections(1, 1, self._info, ())
 
 
 def build_app(settings: Settings) -> Application:
     """The application with as many replicas as the environment says; Ray reserves no cores for those that wait."""
     fewest, _, most = os.environ["WAITING_REPLICAS"].partition("-")
-    detector = serve.deployment(
-        name="Detector",
-        ray_actor_options={"num_cpus": 0},
-        autoscaling_config={
-            "min_replicas": int(fewest),
-            "max_replicas": int(most or fewest),
-            "target_ongoing_requests": 1,
-            "upscale_delay_s": 2,
-            "downscale_delay_s": 10,
-        },
-        max_ongoing_requests=1,
-        max_queued_requests=-1,
-    )(WaitingDetector).bind(settings, float(os.environ["WAITING_S"]))
+    replicas = {"detector_min_replicas": int(fewest), "detector_max_replicas": int(most or fewest)}
+    options = detector_options(settings.model_copy(update=replicas))
+    options["ray_actor_options"] = {"num_cpus": 0}
+    # A wait is far longer than a detection.
+    options["autoscaling_config"] |= {"target_ongoing_requests": 1, "downscale_delay_s": 10}
+    detector = serve.deployment(**options)(WaitingDetector).bind(settings, float(os.environ["WAITING_S"]))
     ingress = serve.deployment(
         name="Ingress",
         ray_actor_options={"num_cpus": settings.ingress_num_cpus},

@@ -14,9 +14,10 @@ WAIT_S = 0.5
 
 
 def test_replicas_that_wait_do_so_at_the_same_time(tmp_path: Path) -> None:
+    """None runs dry while others have more than one picture."""
     found = measure_replicas(PICTURES, 3, WAIT_S, 6.0, tmp_path)
     assert found.ideal_per_s == pytest.approx(6.0)
-    assert 1 / WAIT_S < found.pictures_per_s <= 1.2 * found.ideal_per_s
+    assert 0.75 * found.ideal_per_s < found.pictures_per_s <= 1.2 * found.ideal_per_s
     # Twice as many clients as replicas: half of them wait for the others.
     assert found.p50_s >= 1.5 * WAIT_S
 
