@@ -1,0 +1,98 @@
+"""The choice of a detector replica, by what Serve tells its router."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from ray.serve._private.common import DeploymentHandleSource, DeploymentID
+from ray.serve.request_router import ReplicaID, RunningReplica
+
+from deployments.routing import FewestOutstandingRouter
+
+DETECTOR = DeploymentID("Detector", "circles")
+A, B, C = (ReplicaID(name, DETECTOR) for name in "ABC")
+
+
+class Replica(RunningReplica):
+    """What the router asks of one."""
+
+    def __init__(self, replica_id: ReplicaID) -> None:
+        self._id = replica_id
+
+    @property
+    def replica_id(self) -> ReplicaID:
+        return self._id
+
+    @property
+    def max_ongoing_requests(self) -> int:
+        return 80
+
+    async def get_queue_len(self, *, deadline_s: float) -> int:
+        assert deadline_s > 0
+        return 0
+
+
+def routed(work: Callable[[FewestOutstandingRouter], Awaitable[None]]) -> None:
+    """Does it with a router that has asked three idle replicas."""
+
+    async def main() -> None:
+        router = FewestOutstandingRouter(  # type: ignore[no-untyped-call]
+            DETECTOR, DeploymentHandleSource.REPLICA, use_replica_queue_len_cache=True
+        )
+        router.update_replicas([Replica(A), Replica(B), Replica(C)])
+        await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()})
+        await work(router)
+
+    asyncio.run(main())
+
+
+async def choose(router: FewestOutstandingRouter) -> ReplicaID:
+    (candidates,) = await router.choose_replicas(list(router.curr_replicas.values()))
+    chosen = await router._select_from_candidate_replicas(candidates, 0)
+    assert chosen is not None
+    return chosen.replica_id
+
+
+def test_the_one_with_the_fewest_is_chosen_whatever_replicas_said_long_ago() -> None:
+    async def work(router: FewestOutstandingRouter) -> None:
+        for each in (A, A, B, C, C):
+            router.on_send_request(each)
+        router.on_new_queue_len_info(B, 16)
+        assert await choose(router) == B
+        router.on_send_request(B)
+        router.on_request_completed(A, "answered")
+        router.decrement_queue_len_cache(A)
+        router.on_new_queue_len_info(A, 12)
+        assert await choose(router) == A
+        assert [router.replica_queue_len_cache.get(each) for each in (A, B, C)] == [1, 2, 2]
+
+    routed(work)
+
+
+def test_what_was_given_up_is_not_outstanding() -> None:
+    """Serve tells of it by this call alone."""
+
+    async def work(router: FewestOutstandingRouter) -> None:
+        for each in (A, B, C):
+            router.on_send_request(each)
+        router.on_request_completed(C, "given up")
+        assert await choose(router) == C
+
+    routed(work)
+
+
+def test_equals_are_chosen_by_chance() -> None:
+    async def work(router: FewestOutstandingRouter) -> None:
+        assert {await choose(router) for _ in range(100)} == {A, B, C}
+
+    routed(work)
+
+
+def test_a_replica_that_refuses_is_full() -> None:
+    async def work(router: FewestOutstandingRouter) -> None:
+        router.on_send_request(A)
+        router.on_new_queue_len_info(A, 80)
+        router.on_request_completed(A, "refused")
+        assert router.replica_queue_len_cache.get(A) == 80
+        assert {await choose(router) for _ in range(20)} == {B, C}
+
+    routed(work)
