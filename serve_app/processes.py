@@ -4,6 +4,8 @@ Every process that descends from a start carries a mark in its environment, so t
 HAProxy, which outlives an interrupted `serve run`) and none that somebody else started.
 """
 
+import contextlib
+import random
 import signal
 import socket
 import subprocess
@@ -20,6 +22,8 @@ MARK = "CIRCLES_STARTED_BY"
 _START_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 30.0
 _POLL_PERIOD_S = 0.2
+# Below those that the kernel gives to connections, and beside those of Serve's replicas.
+_PORTS = range(20_000, 30_000)
 
 
 class LocalServiceError(Exception):
@@ -125,11 +129,16 @@ class LocalProcess:
 
 
 def free_port() -> int:
-    """A port of the loopback address that nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port of the loopback address that nobody has just now, and that no connection is given before it is used.
+
+    Raises:
+        LocalServiceError: There is none.
+    """
+    for port in random.SystemRandom().sample(_PORTS, 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise LocalServiceError(f"no port from {_PORTS.start} to {_PORTS.stop - 1} is free")
 
 
 def stop_all() -> int:
