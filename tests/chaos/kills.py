@@ -49,14 +49,13 @@ class NotBackError(Exception):
 def kinds_present(service: RunningServe) -> dict[str, list[psutil.Process]]:
     """The processes that may be killed, by kind."""
     found: dict[str, list[psutil.Process]] = {}
-    for process in service.local.processes():
-        with contextlib.suppress(psutil.NoSuchProcess):  # gone since they were listed
-            command = " ".join(process.cmdline())
-            kinds = [kind for kind, title in _TITLES.items() if title in command]
-            if not kinds and command.startswith("ray::") and not command.startswith(_AGENTS):
-                kinds = [_OTHER_WORKER]
-            for kind in kinds:
-                found.setdefault(kind, []).append(process)
+    for process, arguments in service.commands():
+        command = " ".join(arguments)
+        kinds = [kind for kind, title in _TITLES.items() if title in command]
+        if not kinds and command.startswith("ray::") and not command.startswith(_AGENTS):
+            kinds = [_OTHER_WORKER]
+        for kind in kinds:
+            found.setdefault(kind, []).append(process)
     return found
 
 

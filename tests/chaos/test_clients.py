@@ -54,8 +54,7 @@ def nothing_is_left(service: RunningServe) -> Iterator[None]:
 
 def open_files(service: RunningServe) -> dict[str, int]:
     """How many each process of the way in has open."""
-    haproxies = [process for process in service.local.processes() if process.name() == "haproxy"]
-    processes = {"Ingress": service.replica_processes("Ingress"), "HAProxy": haproxies}
+    processes = {"Ingress": service.replica_processes("Ingress"), "HAProxy": service.haproxy_processes()}
     return {role: max(_num_fds(process) for process in its) for role, its in processes.items()}
 
 

@@ -47,7 +47,7 @@ class Guarded:
 
     def listeners(self) -> Iterator[tuple[str, int, str]]:
         """Address, port and program of all that listens."""
-        programs = {process.pid: " ".join(process.cmdline()) for process in self.serve.local.processes()}
+        programs = {process.pid: " ".join(command) for process, command in self.serve.commands()}
         for connection in psutil.net_connections(kind="tcp"):
             if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.pid in programs:
                 yield connection.laddr.ip, connection.laddr.port, programs[connection.pid]
@@ -74,8 +74,8 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
 
 
 def _logs(serve: RunningServe) -> Path:
-    for process in serve.local.processes():
-        found = re.search(r"--log_dir=(\S+)", " ".join(process.cmdline()))
+    for _, command in serve.commands():
+        found = re.search(r"--log_dir=(\S+)", " ".join(command))
         if found:
             return Path(found.group(1))
     raise AssertionError("no process of Ray's names its logs")

@@ -73,11 +73,8 @@ def test_the_control_port_wants_a_token(guarded: Guarded) -> None:
 
 
 def test_proxy_is_commanded_by_its_own_user_alone(guarded: Guarded) -> None:
-    (config,) = {
-        process.cmdline()[process.cmdline().index("-f") + 1]
-        for process in guarded.serve.local.processes()
-        if process.name() == "haproxy"
-    }
+    commands = (command for _, command in guarded.serve.commands())
+    (config,) = {command[command.index("-f") + 1] for command in commands if Path(command[0]).name == "haproxy"}
     assert (Path(config).parent / "admin.sock").stat().st_mode & 0o777 == 0o600
 
 
