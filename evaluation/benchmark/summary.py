@@ -86,6 +86,9 @@ def ratios(rounds: Rounds) -> dict[str, float]:
     for name in names:
         if _common(rounds, name):
             compared[f"{name}_to_limit"] = _to_limit(rounds, name, lambda m, limit: m.pictures_per_s / limit.pictures)
+            compared[f"{name}_to_limit_left"] = _to_limit(
+                rounds, name, lambda m, limit: m.pictures_per_s / _left(limit, m)
+            )
             compared[f"{name}_p50_one_client_to_bare"] = _to_limit(
                 rounds, name, lambda m, limit: m.p50_one_client_ms / limit.bare_ms
             )
@@ -126,6 +129,11 @@ def _to_limit(rounds: Rounds, name: str, compare: Callable[[Measurement, _RoundL
     }
     theirs = rounds.of(name)
     return median(compare(theirs[number], limits[number]) for number in _common(rounds, name))
+
+
+def _left(limit: _RoundLimit, measurement: Measurement) -> float:
+    """The limit's pictures/s less those that the load generator's processor time would have been enough for."""
+    return limit.pictures - measurement.pictures_per_s * measurement.generator_cpu_ms / limit.cpu_ms
 
 
 def least_ratios(found: dict[str, float], bounds: dict[str, float]) -> list[str]:

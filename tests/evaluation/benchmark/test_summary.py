@@ -66,6 +66,7 @@ def test_ratios_are_those_within_a_round(rounds: Rounds) -> None:
     found = ratios(rounds)
     assert found["ours_to_limit"] == pytest.approx(0.8)
     assert found["plain_to_limit"] == pytest.approx(1.0)
+    assert found["ours_to_limit_left"] == pytest.approx(40 / 49)  # its 40 ms a second are one picture of the limit
     assert found["ours_to_plain"] == pytest.approx(0.8)
     assert found["ours_to_template"] == pytest.approx(2.0)
     assert found["ours_p50_one_client_to_bare"] == pytest.approx(1.1)
@@ -95,7 +96,7 @@ def test_without_the_limit_nothing_is_compared_with_it(rounds: Rounds) -> None:
 
 def test_a_run_that_was_stopped_compares_what_it_has() -> None:
     found = Rounds((limit(0, 50.0),), (measurement("ours", 0, 40.0), measurement("plain", 1, 25.0)), {})
-    assert ratios(found).keys() == {"ours_to_limit", "ours_p50_one_client_to_bare"}
+    assert ratios(found).keys() == {"ours_to_limit", "ours_to_limit_left", "ours_p50_one_client_to_bare"}
     assert overheads_ms(found).keys() == {"ours"}
     tables(summarise(found, TITLES, {}, {}))
 
