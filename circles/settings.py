@@ -5,11 +5,12 @@ defaults. Secrets come by environment alone. Each program reads its settings onc
 """
 
 import re
+from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
@@ -91,6 +92,9 @@ class Settings(BaseSettings):
         use_attribute_docstrings=True,
         protected_namespaces=(),
     )
+
+    _arguments: frozenset[str] = PrivateAttr(default=frozenset())
+    """Names of what was given by arguments, which win over the environment."""
 
     mode: Literal["real", "dummy"] = "real"
     """`dummy`: fixed detections; `real`: the detector deployment, or what `MODEL_SERVER_URL` names."""
@@ -230,6 +234,10 @@ class Settings(BaseSettings):
             )
         return self
 
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._arguments = frozenset(arguments)
+
     @model_validator(mode="after")
     def _check_ingress_replicas(self) -> Self:
         if self.ingress_replicas == 1:
@@ -315,8 +323,24 @@ class Settings(BaseSettings):
 
     def without_secrets(self) -> Self:
         """For processes that only detect."""
+        return self._without(_NOT_TO_BE_REPEATED)
+
+    def without_environment_secrets(self) -> Self:
+        """For whoever keeps settings for later: of the secrets only those that were arguments."""
+        return self._without(_NOT_TO_BE_REPEATED - self._arguments)
+
+    def with_environment_secrets(self) -> Self:
+        """With those secrets that were no arguments as the environment of this process has them now.
+
+        Raises:
+            ValidationError: They do not fit what the other settings are.
+        """
+        known = self.model_dump(exclude={*(_NOT_TO_BE_REPEATED - self._arguments)})
+        return type(self).model_validate(known)
+
+    def _without(self, names: Collection[str]) -> Self:
         fields = type(self).model_fields
-        return self.model_copy(update={name: fields[name].default for name in _NOT_TO_BE_REPEATED})
+        return self.model_copy(update={name: fields[name].default for name in names})
 
     def public(self) -> dict[str, str | int | float | None]:
         """All settings but secrets, flat."""

@@ -1,5 +1,6 @@
 """Admission: how many pictures, and how many bytes of them, one process works on at once."""
 
+import contextlib
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -52,6 +53,14 @@ class Admission:
         slot = Slot(self._room)
         slot.work()
         return slot
+
+    def work_at_most(self, wanted: int) -> "list[Slot]":
+        """As many slots of those wanted as are free, as of ``work``."""
+        slots: list[Slot] = []
+        with contextlib.suppress(TooManyUploadsError):
+            while len(slots) < wanted:
+                slots.append(self.work())
+        return slots
 
 
 class Slot:

@@ -14,6 +14,7 @@ from deployments.inference.v2_rest import HEADER_LENGTH
 from deployments.middleware import (
     AccessMiddleware,
     CanonicalPathMiddleware,
+    HeadMiddleware,
     InternalErrorMiddleware,
     RequestIdMiddleware,
 )
@@ -86,6 +87,7 @@ def create_api(services: Services, *, is_behind_serve: bool) -> FastAPI:
         AccessMiddleware, access=services.access, open_paths=_OPEN_PATHS, unlimited_paths=_UNLIMITED_PATHS
     )
     app.add_middleware(CanonicalPathMiddleware, paths_with_slash=collections)
+    app.add_middleware(HeadMiddleware)
     app.add_middleware(InternalErrorMiddleware)
     origins = services.settings.cors_origin_list
     app.add_middleware(ForeignPageMiddleware, allowed_origins=origins)

@@ -28,6 +28,10 @@ class ApplicationModel:
     def min_score(self) -> float:
         return self._services.min_score
 
+    @property
+    def is_loaded(self) -> bool:
+        return True
+
     async def is_ready(self) -> bool:
         is_ready, _ = await self._readiness.states()
         return is_ready

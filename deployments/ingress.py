@@ -36,13 +36,14 @@ class IngressDeployment:
         """Opens the replica's resources.
 
         Args:
-            settings: Read once, by the builder.
+            settings: Read once, by the builder; but secrets that it left out are those of this process's environment.
             detector_handle: The way to the detector replicas; None without any: an endpoint elsewhere detects, or
                 fixed detections are answered from this process.
 
         Raises:
             DataFolderLockedError: Another service uses the data folder.
         """
+        settings = settings.with_environment_secrets()
         holder = f"the ingress replica of application '{serve.get_replica_context().app_name}'"
         detector = _detector(settings, detector_handle)
         self._settings = settings
@@ -94,7 +95,8 @@ class IngressDeployment:
 
 def _detector(settings: Settings, detector_handle: DeploymentHandle[Any] | None) -> AsyncDetector:
     if detector_handle is not None:
-        return ReplicaDetector(detector_handle, "Detector", detector_info(settings.detector).version)
+        may_sleep = settings.detector_min_replicas == 0
+        return ReplicaDetector(detector_handle, "Detector", detector_info(settings.detector).version, may_sleep)
     if settings.mode == "real":
         return RemoteDetector(settings)
     return InProcessDetector(open_detector(settings))

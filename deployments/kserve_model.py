@@ -67,6 +67,10 @@ class CircleModel(kserve.Model):  # type: ignore[misc]  # the package is not typ
             if detector is not None:
                 await detector.close()
 
+    @property
+    def is_loaded(self) -> bool:
+        return self._detector is not None
+
     async def is_ready(self) -> bool:
         return bool(await self.healthy())
 

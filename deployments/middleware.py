@@ -10,15 +10,16 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.access import Access
-from deployments.problems import problem_document, problem_response, request_id_of
+from deployments.problems import internal_problem, problem_document, problem_response, request_id_of
 
 _REQUEST_ID_HEADER = "X-Request-ID"
+_DISCONNECT_HEADER = "X-Request-Disconnect-Disabled"  # Serve's own
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
 def proxy_middlewares() -> list[Middleware]:
     """What Ray Serve puts around all of its own handling; ``serve.env`` names this function."""
-    return [Middleware(SaneRequestIdMiddleware)]
+    return [Middleware(SaneRequestIdMiddleware), Middleware(UnbufferedBodyMiddleware)]
 
 
 class SaneRequestIdMiddleware:
@@ -31,8 +32,29 @@ class SaneRequestIdMiddleware:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not _is_sane(Headers(scope=scope).get(_REQUEST_ID_HEADER, "-")):
-            MutableHeaders(scope=scope)[_REQUEST_ID_HEADER] = str(uuid.uuid4())
+        if scope["type"] == "http":
+            sent = Headers(scope=scope).getlist(_REQUEST_ID_HEADER)
+            if len(sent) > 1 or not all(map(_is_sane, sent)):
+                headers = MutableHeaders(scope=scope)
+                del headers[_REQUEST_ID_HEADER]  # all of them: Serve would take the last
+                headers[_REQUEST_ID_HEADER] = str(uuid.uuid4())
+        await self._app(scope, receive, send)
+
+
+class UnbufferedBodyMiddleware:
+    """Leaves a request's body at the client until the application asks for it.
+
+    To notice clients that go away, Ray Serve reads ahead of the application, without bound: a large body for a route
+    that reads none, or that waits before it does, would fill the memory. Told not to look out for them, it reads
+    nothing itself. What the application has begun it finishes anyway, and a body that ends too soon it notices.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            MutableHeaders(scope=scope)[_DISCONNECT_HEADER] = "?1"
         await self._app(scope, receive, send)
 
 
@@ -62,6 +84,23 @@ class RequestIdMiddleware:
             await send(message)
 
         await self._app(scope, receive, send_with_id)
+
+
+class HeadMiddleware:
+    """Answers HEAD as GET, without the body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_without_body(message: Message) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        await self._app({**scope, "method": "GET"}, receive, send_without_body)
 
 
 class CanonicalPathMiddleware:
@@ -136,8 +175,7 @@ class InternalErrorMiddleware:
         except Exception as error:
             if scope["type"] != "http" or is_started:
                 raise  # too late for an answer: the connection is cut, which tells the client as much
-            detail = "the service made a mistake; its log tells more under this request id"
-            document = problem_document(500, "Internal error", detail, scope["path"], request_id_of(scope))
+            document = internal_problem(scope["path"], request_id_of(scope))
             await problem_response(scope, document, {}, error)(scope, receive, send)
 
 

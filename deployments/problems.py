@@ -89,6 +89,12 @@ def problem_document(status: int, title: str, detail: str, instance: str, reques
     }
 
 
+def internal_problem(instance: str, request_id: str) -> dict[str, object]:
+    """The problem document of what nobody foresaw."""
+    detail = "the service made a mistake; its log tells more under this request id"
+    return problem_document(500, "Internal error", detail, instance, request_id)
+
+
 def problem_response(
     scope: Scope, document: dict[str, object], headers: dict[str, str], cause: Exception | None = None
 ) -> JSONResponse:
@@ -148,7 +154,7 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
     assert isinstance(error, HTTPException)
     headers = dict(error.headers or {})
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        headers["Allow"] = ", ".join(_allowed_methods(request))
+        headers["Allow"] = ", ".join(_allowed_methods(request)) or "GET, HEAD"  # of files, which are no route
         detail = f"{request.method} is not possible here; allowed: {headers['Allow']}"
         return respond(request, error.status_code, "Method not allowed", detail, headers)
     if error.status_code == HTTPStatus.NOT_FOUND:
@@ -159,8 +165,9 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
 
 def _allowed_methods(request: Request) -> list[str]:
     """All methods of this path: the router itself only names those of the first route that fits."""
-    return [
+    allowed = [
         method
         for method in ("GET", "POST", "PUT", "PATCH", "DELETE")
         if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in request.app.routes)
     ]
+    return ["GET", "HEAD", *allowed[1:]] if "GET" in allowed else allowed

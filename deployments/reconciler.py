@@ -1,6 +1,7 @@
 """Reconciler: finishes what uploads had to leave behind, and removes what nobody needs any more."""
 
 import asyncio
+import itertools
 import logging
 import time
 
@@ -34,6 +35,7 @@ class Reconciler:
         self._in_work: dict[asyncio.Task[None], ImageRecord] = {}
         # Image id -> how often it was tried in vain, and when (monotonic) it may be tried again.
         self._setbacks: dict[str, tuple[int, float]] = {}
+        self._is_ending = False
 
     def wake(self) -> None:
         """Looks for pending pictures now rather than at the next period."""
@@ -51,8 +53,10 @@ class Reconciler:
                     logger.warning("the reconciler waits: %s", error.detail)
                 await self._rest()
         finally:
+            self._is_ending = True
             sweeping.cancel()
             await self._give_back()
+            await asyncio.wait([sweeping])  # files and database are closed, and may be another's, after this
 
     async def _sweep_now_and_then(self) -> None:
         """Apart from the pending pictures, which do not wait until a large store has been looked through."""
@@ -142,4 +146,4 @@ class Reconciler:
             logger.info("removed %d files that no image names", removed)
 
     def _purge(self, age_s: float) -> int:
-        return sum(1 for _ in self._book.purge(age_s))
+        return sum(1 for _ in itertools.takewhile(lambda _: not self._is_ending, self._book.purge(age_s)))

@@ -1,6 +1,7 @@
 """RemoteDetector: the way to a detector behind a KServe endpoint, ours or somebody else's."""
 
 import asyncio
+import json
 import logging
 import socket
 from typing import Literal, NoReturn
@@ -33,6 +34,24 @@ _PROTOCOL_STATUSES = frozenset({404, 405, 415, 501})
 
 _Protocol = Literal["V2 binary", "V1"]
 _Found = tuple[list[Detection], str]  # and the version of the model
+
+
+class _RefusedError(httpx2.HTTPStatusError):
+    """An answer that is none; the message has its status and how it begins."""
+
+    def __init__(self, content: bytes, response: httpx2.Response) -> None:
+        message = f"{response.status_code}: {content[:200].decode(errors='replace')}"
+        super().__init__(message, request=response.request, response=response)
+        self._content = content
+
+    @property
+    def is_protocols(self) -> bool:
+        """Whether it is an error as servers of these protocols tell it."""
+        try:
+            answered = json.loads(self._content)
+        except (ValueError, RecursionError):
+            return False
+        return isinstance(answered, dict) and "error" in answered
 
 
 class RemoteDetector:
@@ -160,13 +179,15 @@ class RemoteDetector:
                 if len(content) > _MAX_ANSWER_BYTES:
                     raise InferenceInputError(f"more than {_MAX_ANSWER_BYTES} bytes")
         if not response.is_success:
-            message = f"{response.status_code}: {content[:200].decode(errors='replace')}"
-            raise httpx2.HTTPStatusError(message, request=response.request, response=response)
+            raise _RefusedError(content, response)
         return content, response.headers
 
     async def _refused(self, error: httpx2.HTTPStatusError, image_bytes: bytes) -> NoReturn:
         """Raises what it means: the endpoint is away, the picture is broken, or the detector stumbled over it."""
-        if error.response.status_code not in _PICTURE_STATUSES:
+        status = error.response.status_code
+        # A proxy, too, may answer 500 where the endpoint is away.
+        is_detectors = status != 500 or (isinstance(error, _RefusedError) and error.is_protocols)
+        if status not in _PICTURE_STATUSES or not is_detectors:
             raise self._unavailable(f"refused with {error}") from error
         # An endpoint has no common word for a broken picture: whether it is one shows here.
         await in_thread(decode_image, image_bytes, self._settings.max_image_pixels)

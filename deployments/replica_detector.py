@@ -19,6 +19,9 @@ from deployments.timings import add_stages
 
 logger = logging.getLogger("ray.serve")
 
+# Of a deployment without a running replica that is as it should be: it sleeps, wakes up, or falls asleep.
+_ASLEEP_STATUSES = frozenset({"HEALTHY", "UPSCALING", "DOWNSCALING"})
+
 
 class ReplicaDetector:
     """Detects through the replicas of the detector deployment.
@@ -27,16 +30,20 @@ class ReplicaDetector:
     safe.
     """
 
-    def __init__(self, detector_handle: DeploymentHandle[Any], deployment_name: str, version: str) -> None:
+    def __init__(
+        self, detector_handle: DeploymentHandle[Any], deployment_name: str, version: str, may_sleep: bool
+    ) -> None:
         """
         Args:
             version: Of the detector that the replicas load.
+            may_sleep: Whether there may be no replica while nobody asks.
         """
         self.versions = [version]
         # Looked up once, here: the first look asks Serve's controller, and waits for it on the event loop. A replica
         # that did so while the head node is being replaced would answer nobody.
         self._detect = detector_handle.detect
         self._deployment_name = deployment_name
+        self._may_sleep = may_sleep
         self._app_name = serve.get_replica_context().app_name
 
     async def detect(self, image_bytes: bytes) -> ImageDetections:
@@ -69,7 +76,7 @@ class ReplicaDetector:
             raise DetectorUnavailableError("the detector is not deployed")
         if _running_replicas(deployment) > 0:
             return "ok"
-        if _is_asleep(deployment):
+        if self._may_sleep and deployment.status in _ASLEEP_STATUSES:
             return "asleep"
         raise DetectorUnavailableError(f"no detector replica is running: {deployment.status}")
 
@@ -79,7 +86,3 @@ class ReplicaDetector:
 
 def _running_replicas(deployment: DeploymentStatusOverview) -> int:
     return sum(count for state, count in deployment.replica_states.items() if state == "RUNNING")
-
-
-def _is_asleep(deployment: DeploymentStatusOverview) -> bool:
-    return deployment.status == "HEALTHY" and not any(deployment.replica_states.values())

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -24,7 +23,7 @@ from circles.storage.engine import is_sqlite
 from circles.storage.lock import DataFolderLock
 from circles.storage.schema import migrate
 from serve_app.local import LocalModelServer, LocalService, Ports
-from serve_app.processes import ROOT, LocalProcess, LocalServiceError, stop_all
+from serve_app.processes import ROOT, LocalProcess, LocalServiceError, open_directly, stop_all
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 console = Console(soft_wrap=True)
@@ -131,7 +130,7 @@ def health(url: Annotated[str, typer.Option(help="Of the service to ask.")] = "h
     is_well = True
     for path in ("/health", "/ready"):
         try:
-            with urllib.request.urlopen(url + path, timeout=10) as response:  # noqa: S310 - the user's own address
+            with open_directly(url + path, timeout=10) as response:
                 code, body = response.status, response.read().decode()
         except urllib.error.HTTPError as error:
             code, body = error.code, error.read().decode()
@@ -144,11 +143,12 @@ def health(url: Annotated[str, typer.Option(help="Of the service to ask.")] = "h
 
 @cli.command()
 def logs(follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows.")] = False) -> None:
-    """Show the application's log, in logs/serve.log."""
-    log_path = _service().log_path
-    if not log_path.is_file():
-        _fail(f"there is no {log_path} yet")
-    os.execvp("tail", ["tail", "-n", "100", *(["-f"] if follow else []), str(log_path)])  # noqa: S606, S607
+    """Show the application's logs: logs/serve.log of its start, and, while it runs, those of its replicas."""
+    service = _service()
+    if not service.log_path.is_file():
+        _fail(f"there is no {service.log_path} yet")
+    paths = [str(path) for path in service.log_paths()]
+    os.execvp("tail", ["tail", "-n", "100", *(["-F"] if follow else []), *paths])  # noqa: S606, S607
 
 
 @cli.command()

@@ -50,7 +50,10 @@ def build_app(settings: Settings) -> Application:
         max_surge_percent=0 if "KUBERNETES_SERVICE_HOST" in os.environ else 100,
         user_config={"min_score": settings.min_score},
     )
-    return deployment(serve.ingress()(IngressDeployment)).bind(settings, detector)
+    # Serve keeps what is bound here for as long as the application is deployed, and starts each replica from it: a
+    # password would lie in its checkpoint, and a key that was replaced would open a replica that is started later.
+    bound = settings.without_environment_secrets()
+    return deployment(serve.ingress()(IngressDeployment)).bind(bound, detector)
 
 
 def detector_options(settings: Settings) -> dict[str, Any]:

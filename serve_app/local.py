@@ -1,20 +1,28 @@
 """The application and the model server on this machine, as the words of the justfile start them."""
 
+import contextlib
 import json
 import os
 import re
 import sys
-import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
+import psutil
 import yaml
 from dotenv import dotenv_values
 
-from serve_app.processes import ROOT, LocalProcess, LocalServiceError, check_port_is_free, free_port
+from serve_app.processes import (
+    ROOT,
+    LocalProcess,
+    LocalServiceError,
+    check_port_is_free,
+    free_port,
+    open_directly,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +85,11 @@ class LocalService(LocalProcess):
         self._run_folder.mkdir(parents=True, exist_ok=True)
         first_replica_port = free_port()
         replicas = int(environment.get("INGRESS_REPLICAS") or os.environ.get("INGRESS_REPLICAS") or 1)
+        serving = {key: value for key, value in dotenv_values(ROOT / "serve.env").items() if value is not None}
+        has_haproxy = {**serving, **os.environ, **environment}.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"
         variables = {
-            **{key: value for key, value in dotenv_values(ROOT / "serve.env").items() if value is not None},
-            "TRUSTED_PROXIES": "1",  # the HAProxy named below
+            **serving,
+            "TRUSTED_PROXIES": "1" if has_haproxy else "0",  # the HAProxy named below
             **os.environ,
             "RAY_SERVE_HAPROXY_STATS_PORT": str(ports.haproxy_stats),
             "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports.haproxy_metrics),
@@ -129,6 +139,15 @@ class LocalService(LocalProcess):
         self._state_path.unlink(missing_ok=True)
         return count
 
+    def log_paths(self) -> list[Path]:
+        """What its start says, and, while it runs, what its replicas do, those that wrote last at the end."""
+        of_replicas: set[Path] = set()
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                for folder in re.findall(r"--log_dir=(\S+)", " ".join(process.cmdline())):
+                    of_replicas |= set(Path(folder, "serve").glob("replica_circles_*.log"))
+        return [self.log_path, *sorted(of_replicas, key=lambda path: path.stat().st_mtime)]
+
     def application_status(self) -> dict[str, object]:
         """What Serve's controller says of the application: status, message, deployments; empty when it says nothing."""
         dashboard_url = self._dashboard_url()
@@ -140,7 +159,7 @@ class LocalService(LocalProcess):
             f"{dashboard_url}/api/serve/applications/", headers={"Authorization": f"Bearer {token}"}
         )
         try:
-            with urllib.request.urlopen(request, timeout=5) as response:  # noqa: S310
+            with open_directly(request, timeout=5) as response:
                 applications: dict[str, dict[str, object]] = json.load(response)["applications"]
         except (OSError, ValueError, KeyError):
             return {}

@@ -11,10 +11,9 @@ from circles.errors import (
     ImageError,
     InferenceInputError,
     NotFoundError,
-    TooManyUploadsError,
 )
 from circles.settings import Settings
-from deployments.admission import Admission, Slot
+from deployments.admission import Admission
 from deployments.async_detectors import AsyncDetector, detect_in_time
 from deployments.inference.requests import InferenceRequest
 
@@ -45,8 +44,12 @@ class ServedModel(Protocol):
     def admission(self) -> Admission:
         """A request holds one of its slots from before its pictures are read until they are answered."""
 
+    @property
+    def is_loaded(self) -> bool:
+        """Whether requests are taken."""
+
     async def is_ready(self) -> bool:
-        """Whether a request would be answered now."""
+        """Whether a request would be answered now; asks whoever would answer it."""
 
     async def infer(self, request: InferenceRequest) -> list[ImageDetections]:
         """What is in each picture; the caller holds a slot.
@@ -74,12 +77,13 @@ def require_named(model: ServedModel, name: str, version: str = "") -> None:
         )
 
 
-async def require_ready(model: ServedModel) -> None:
-    """
+def require_loaded(model: ServedModel) -> None:
+    """What a request is refused for unread. That nobody can answer it just now, ``infer`` says.
+
     Raises:
-        DetectorUnavailableError: A request would not be answered now.
+        DetectorUnavailableError: Requests are not taken.
     """
-    if not await model.is_ready():
+    if not model.is_loaded:
         raise DetectorUnavailableError(f"model '{model.settings.model_name}' is not ready")
 
 
@@ -94,7 +98,7 @@ async def detect_all(
     Raises:
         As ``ServedModel.infer``. The first error ends the work on the other pictures.
     """
-    more_slots = _free_slots(admission, min(len(images), AT_ONCE) - 1)
+    more_slots = admission.work_at_most(min(len(images), AT_ONCE) - 1)
     waiting = iter(enumerate(images))
     found: dict[int, ImageDetections] = {}
 
@@ -117,14 +121,3 @@ async def detect_all(
         for slot in more_slots:
             slot.release()
     return [found[index] for index in range(len(images))]
-
-
-def _free_slots(admission: Admission, wanted: int) -> list[Slot]:
-    """As many of those wanted as are free."""
-    slots: list[Slot] = []
-    while len(slots) < wanted:
-        try:
-            slots.append(admission.work())
-        except TooManyUploadsError:
-            break
-    return slots

@@ -13,7 +13,7 @@ from circles.errors import CirclesError, InferenceInputError, NotFoundError, Ove
 from deployments.access import Access, Refusal
 from deployments.inference import open_inference_pb2 as messages
 from deployments.inference.requests import TENSORS, InferenceRequest, make_request, output_tensors
-from deployments.inference.served_model import ServedModel, require_named, require_ready
+from deployments.inference.served_model import ServedModel, require_loaded, require_named
 from deployments.inference.v2_rest import (
     check_inputs,
     check_outputs,
@@ -146,7 +146,7 @@ class InferenceServicer:
         require_named(model, request.model_name, request.model_version)
         if request.ByteSize() > model.settings.max_inference_bytes:
             raise InferenceInputError(f"more than {model.settings.max_inference_bytes} bytes are not accepted")
-        await require_ready(model)
+        require_loaded(model)
         with model.admission.work() as slot:
             slot.hold(request.ByteSize())
             asked = await in_thread(_read_request, request, model.settings.max_upload_bytes)

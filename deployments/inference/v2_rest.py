@@ -5,6 +5,7 @@ The protocol: https://github.com/kserve/open-inference-protocol; binary tensors,
 """
 
 import json
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ BINARY_EXTENSION = "binary_tensor_data"
 BINARY_MEDIA_TYPE = "application/octet-stream"
 
 _NUMPY_TYPES: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "INT64": np.dtype("<i8")}
+_HEADER_LENGTH = re.compile("[0-9]{1,15}")
 _LENGTH = struct.Struct("<I")  # in front of each element of a binary BYTES tensor
 
 Parameters = dict[str, str | bool | int | float]
@@ -256,8 +258,8 @@ def check_outputs(names: Sequence[str]) -> None:
 def _split(body: bytes, header_length: str | None) -> tuple[bytes, bytes]:
     if header_length is None:
         return body, b""
-    if not header_length.isdecimal() or int(header_length) > len(body):
-        raise InferenceInputError(f"{HEADER_LENGTH} is '{header_length}', but the body has {len(body)} bytes")
+    if not _HEADER_LENGTH.fullmatch(header_length) or int(header_length) > len(body):
+        raise InferenceInputError(f"{HEADER_LENGTH} is '{header_length[:20]}', but the body has {len(body)} bytes")
     length = int(header_length)
     return body[:length], body[length:]
 

@@ -1,6 +1,7 @@
 """Images: upload, list, look at, detect again, delete."""
 
 import asyncio
+import contextlib
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
@@ -12,7 +13,15 @@ from circles.errors import CirclesError
 from circles.imaging import decode_image, encode_jpeg
 from circles.storage.image_records import ImageRecord, Status
 from deployments.pipeline import Uploaded, detached
-from deployments.problems import RequestError, problem_document, problem_of, problem_responses, request_id_of
+from deployments.problems import (
+    RequestError,
+    internal_problem,
+    log_failure,
+    problem_document,
+    problem_of,
+    problem_responses,
+    request_id_of,
+)
 from deployments.schemas import BatchBody, BatchResult, ImageBody, ImageListBody, ImageListItem, ProblemBody
 from deployments.services import MinScoreParameter, Services, ServicesParameter
 from deployments.threads import in_thread
@@ -25,7 +34,7 @@ COLLECTION_PATH = "/images/"  # the one path that is declared with a slash at it
 
 ImageId = Annotated[str, Path(description="SHA-256 of the uploaded bytes")]
 
-_BATCH_CONCURRENCY = 4
+_BATCH_AT_ONCE = 4
 
 _BINARY = {"type": "string", "format": "binary"}
 _UPLOAD_BODY = {
@@ -79,16 +88,18 @@ async def upload_image(
 async def upload_batch(request: Request, services: ServicesParameter, min_score: MinScoreParameter) -> BatchBody:
     """Stores up to 64 pictures; one bad file never spoils the others."""
     settings = services.settings
-    with services.admission.enter() as slot:
-        async with open_batch(request, slot, settings.max_upload_bytes, settings.upload_timeout_s) as files:
-            slot.work()
-            turn = asyncio.Semaphore(_BATCH_CONCURRENCY)
-
-            async def result(file: UploadFile) -> BatchResult:
-                async with turn:
-                    return await _batch_result(request, services, min_score, file)
-
-            return BatchBody(results=await asyncio.gather(*(result(file) for file in files)))
+    async with contextlib.AsyncExitStack() as opened:
+        slot = opened.enter_context(services.admission.enter())
+        files = await opened.enter_async_context(
+            open_batch(request, slot, settings.max_upload_bytes, settings.upload_timeout_s)
+        )
+        slot.work()
+        more_slots = services.admission.work_at_most(min(len(files), _BATCH_AT_ONCE) - 1)
+        for more in more_slots:
+            opened.enter_context(more)
+        results = _batch_results(request, services, min_score, files, 1 + len(more_slots), opened.pop_all())
+        work = detached(results)
+    return BatchBody(results=await asyncio.shield(work))
 
 
 @router.get(COLLECTION_PATH, responses=problem_responses(422))
@@ -135,7 +146,12 @@ async def detect_again(image_id: ImageId, services: ServicesParameter, min_score
 @router.get(
     "/images/{image_id}/content",
     response_class=Response,
-    responses={200: {"content": {"image/*": {}}}, 304: {"description": "Not Modified"}, **problem_responses(404)},
+    responses={
+        200: {"content": {"image/*": {}}},
+        304: {"description": "Not Modified"},
+        307: {"description": "They are at the bucket's address in `Location` (CONTENT_DELIVERY=redirect)"},
+        **problem_responses(404),
+    },
 )
 async def get_content(
     image_id: ImageId, services: ServicesParameter, if_none_match: Annotated[str, Header()] = ""
@@ -196,18 +212,44 @@ async def _upload(request: Request, services: Services, is_async: bool) -> Uploa
     return await asyncio.shield(work)
 
 
+async def _batch_results(
+    request: Request,
+    services: Services,
+    min_score: float,
+    files: list[UploadFile],
+    at_once: int,
+    opened: contextlib.AsyncExitStack,
+) -> list[BatchResult]:
+    """What became of each file.
+
+    Args:
+        opened: Files and slots, given back when all is done.
+    """
+    turn = asyncio.Semaphore(at_once)
+
+    async def result(file: UploadFile) -> BatchResult:
+        async with turn:
+            return await _batch_result(request, services, min_score, file)
+
+    async with opened:
+        return await asyncio.gather(*map(result, files))
+
+
 async def _batch_result(request: Request, services: Services, min_score: float, file: UploadFile) -> BatchResult:
     filename = file.filename
     instance, request_id = request.url.path, request_id_of(request.scope)
     try:
         upload: Upload = await read_file(file, services.settings.max_upload_bytes)
         filename = upload.filename
-        work = detached(services.pipeline.upload(upload.image_bytes, filename, respond_async=False))
-        uploaded = await asyncio.shield(work)
+        uploaded = await services.pipeline.upload(upload.image_bytes, filename, respond_async=False)
     except RequestError as error:
         document = problem_document(error.status, error.title, error.detail, instance, request_id)
     except CirclesError as error:
         document, _ = problem_of(error, instance, request_id)
+    # The net below, as InternalErrorMiddleware is for whole requests: the other files have their answers.
+    except Exception as error:  # noqa: BLE001 - it is logged with its traceback
+        document = internal_problem(instance, request_id)
+        log_failure(request.scope, document, error)
     else:
         image = ImageBody.of(uploaded.record, min_score)
         return BatchResult(filename=filename, status=_status(uploaded), image=image)

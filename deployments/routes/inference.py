@@ -14,10 +14,10 @@ from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
 from circles.detection import ImageDetections
-from circles.errors import CirclesError
+from circles.errors import CirclesError, DetectorUnavailableError
 from deployments.inference import v1, v2_rest
 from deployments.inference.requests import InferenceRequest, make_request
-from deployments.inference.served_model import ServedModel, require_named, require_ready
+from deployments.inference.served_model import ServedModel, require_loaded, require_named
 from deployments.inference.v2_rest import BINARY_MEDIA_TYPE, HEADER_LENGTH
 from deployments.problems import RequestError, log_failure, problem_document, problem_of, request_id_of
 from deployments.threads import in_thread
@@ -122,7 +122,8 @@ async def list_v1_models(model: ServedModelParameter) -> dict[str, list[str]]:
 @router.get("/v1/models/{model_name}", tags=["inference, V1"])
 async def get_v1_model(model: NamedModelParameter) -> dict[str, str | bool]:
     """Whether the model is ready; 503 when it is not."""
-    await require_ready(model)
+    if not await model.is_ready():
+        raise DetectorUnavailableError(f"model '{model.settings.model_name}' is not ready")
     return {"name": model.settings.model_name, "ready": True}
 
 
@@ -135,7 +136,7 @@ async def get_v1_model(model: NamedModelParameter) -> dict[str, str | bool]:
 async def predict(request: Request, model: NamedModelParameter) -> Response:
     """Detects in pictures given in base64, or in the one whose bytes are the body (`image/*`)."""
     settings = model.settings
-    await require_ready(model)
+    require_loaded(model)
     with model.admission.enter() as slot:
         body = await read_body(request, slot, settings.max_inference_bytes, settings.upload_timeout_s)
         slot.work()
@@ -198,7 +199,7 @@ async def get_model_ready(model: NamedModelParameter) -> JSONResponse:
 async def infer(request: Request, model: NamedModelParameter) -> Response:
     """Detects in the pictures of the BYTES tensor `image`: base64 strings in JSON, or raw bytes after it."""
     settings = model.settings
-    await require_ready(model)
+    require_loaded(model)
     with model.admission.enter() as slot:
         body = await read_body(request, slot, settings.max_inference_bytes, settings.upload_timeout_s)
         slot.work()

@@ -125,16 +125,27 @@ def test_unknown_object_of_a_known_image(client: httpx2.Client) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [
-        ("PUT", "/images/", "GET, POST"),
-        ("DELETE", "/images", "GET, POST"),
-        ("POST", "/api/v1/images/abc", "GET, DELETE"),
-        ("POST", "/health", "GET"),
+        ("PUT", "/images/", "GET, HEAD, POST"),
+        ("DELETE", "/images", "GET, HEAD, POST"),
+        ("POST", "/api/v1/images/abc", "GET, HEAD, DELETE"),
+        ("POST", "/health", "GET, HEAD"),
+        ("POST", "/static/docs/swagger-ui.css", "GET, HEAD"),
     ],
 )
 def test_wrong_methods(client: httpx2.Client, method: str, path: str, allowed: str) -> None:
     response = client.request(method, path)
     assert_problem(response, 405, method)
     assert response.headers["Allow"] == allowed
+
+
+@pytest.mark.parametrize(
+    ("path", "status"), [("/health", 200), ("/images", 200), ("/images/nope", 404), ("/docs", 200)]
+)
+def test_head_is_get_without_the_body(client: httpx2.Client, path: str, status: int) -> None:
+    head, get = client.head(path), client.get(path)
+    assert (head.status_code, head.content) == (status, b"")
+    for name in ("Content-Type", "Content-Length"):
+        assert head.headers[name] == get.headers[name]
 
 
 @pytest.mark.parametrize(
@@ -172,3 +183,11 @@ def test_insane_request_id_is_not_taken_for_ours(client: httpx2.Client) -> None:
     request_id = response.json()["request_id"]
     assert "<" not in request_id
     assert response.headers.get_list("X-Request-ID") == [request_id]
+
+
+@pytest.mark.parametrize("second", ["a b<script>", "\xff", "also.sane"])
+def test_of_several_request_ids_none_slips_past(client: httpx2.Client, second: str) -> None:
+    sent = [(b"X-Request-ID", b"sane"), (b"X-Request-ID", second.encode("latin-1"))]
+    response = client.get("/nope", headers=sent)
+    assert_problem(response, 404)
+    assert response.json()["request_id"] != second

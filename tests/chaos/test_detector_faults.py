@@ -1,10 +1,12 @@
 """Detectors that hang or are gone under a real Serve: uploads are kept and finished later, and nothing else notices."""
 
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from urllib.parse import urlsplit
 
 import httpx2
 import psutil
@@ -40,6 +42,22 @@ def stopped(processes: list[psutil.Process]) -> Iterator[None]:
             process.send_signal(signal.SIGCONT)
 
 
+def bytes_taken(service: RunningServe, path: str) -> int:
+    """How much of a large body is taken from a client by a route that reads none, and waits for the detector."""
+    address = urlsplit(service.url)
+    with socket.create_connection((str(address.hostname), int(address.port or 0))) as connection:
+        length = 256 * 2**20
+        connection.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n".encode())
+        connection.settimeout(0.5)
+        taken, piece = 0, bytes(2**16)
+        try:
+            while taken < length:
+                taken += connection.send(piece)
+        except (TimeoutError, ConnectionError):  # nobody takes more, or the answer came first
+            return taken
+    return taken
+
+
 def is_done(client: httpx2.Client, image_bytes: bytes) -> bool:
     return bool(client.get(f"/images/{image_id_of(image_bytes)}").json()["status"] == "done")
 
@@ -64,6 +82,7 @@ def test_hung_detector_makes_uploads_pending_and_holds_up_nothing_else(service: 
             assert client.post("/images/", files={"file": known}).status_code == 200
             assert client.get("/health").status_code == 200
             assert client.get("/images/").status_code == 200
+            assert bytes_taken(service, f"/images/{image_id_of(known)}/detection") < 8 * 2**20
         for image_bytes in waiting:
             wait_until(partial(is_done, client, image_bytes), timeout_s=60)
 

@@ -73,6 +73,20 @@ def test_processes_that_detect_are_told_no_secret() -> None:
     assert told.max_image_pixels == 7
 
 
+def test_secrets_of_the_environment_are_read_where_they_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("API_KEYS", "hidden")
+    monkeypatch.setenv("DATABASE_URL", "mysql+pymysql://me:hidden@db/x")
+    monkeypatch.setenv("STORAGE_URL", "s3://bucket")
+    settings = Settings.model_validate({"ingress_replicas": 2, "storage_url": "s3://other"})
+    kept = pickle.dumps(settings.without_environment_secrets())
+    assert b"hidden" not in kept
+    monkeypatch.setenv("API_KEYS", "replaced")
+    read = pickle.loads(kept).with_environment_secrets()  # noqa: S301 - its own
+    assert read.api_key_list == ["replaced"]
+    assert read.database_url == "mysql+pymysql://me:hidden@db/x"
+    assert (read.storage_url, read.ingress_replicas) == ("s3://other", 2)  # arguments win, here as well
+
+
 def test_min_score_is_the_detectors_own_unless_set() -> None:
     assert Settings(detector="hough").default_min_score == 0.3
     assert Settings(detector="hough", min_score=0.7).default_min_score == 0.7

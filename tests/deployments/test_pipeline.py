@@ -164,6 +164,40 @@ def test_more_uploads_than_allowed_are_refused_quickly(tmp_path: Path) -> None:
         assert upload(api, disc_jpeg(9)).status_code == 201
 
 
+def post_batch(api: RunningApi, count: int) -> httpx2.Response:
+    files = [("files", (f"{seed}.jpg", disc_jpeg(seed))) for seed in range(count)]
+    return api.client.post("/images/batch", files=files)
+
+
+def test_a_batch_counts_as_what_it_works_on_at_once(tmp_path: Path) -> None:
+    detector = GatedDetector(FixedDetector(*FOUND))
+    with service(tmp_path, detector, max_in_flight=3) as api, ThreadPoolExecutor(1) as pool:
+        detector.close_gate()
+        batch = pool.submit(post_batch, api, 6)
+        wait_until(lambda: detector.calls == 3)
+        assert upload(api, disc_jpeg(100)).status_code == 429
+        detector.open_gate()
+        assert {result["status"] for result in batch.result().json()["results"]} == {201}
+        assert upload(api, disc_jpeg(100)).status_code == 201
+        wait_until(lambda: api.services.admission.in_flight == 0)
+
+
+def test_what_nobody_foresaw_in_one_file_spoils_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with service(tmp_path, GatedDetector(FixedDetector(*FOUND))) as api:
+        pipeline = api.services.pipeline
+        upload_one = pipeline.upload
+
+        async def stumble(image_bytes: bytes, filename: str | None, respond_async: bool) -> Any:
+            if filename == "1.jpg":
+                raise RuntimeError("nobody foresaw this")
+            return await upload_one(image_bytes, filename, respond_async)
+
+        monkeypatch.setattr(pipeline, "upload", stumble)
+        results = post_batch(api, 3).json()["results"]
+        assert [result["status"] for result in results] == [201, 500, 201]
+        assert "nobody foresaw" not in str(results)
+
+
 def test_full_backlog_refuses_and_keeps_nothing(tmp_path: Path) -> None:
     detector = GatedDetector(FixedDetector(*FOUND))
     detector.is_absent = True

@@ -170,6 +170,16 @@ def test_refused_picture_is_looked_at_here() -> None:
         assert isinstance(failure(url, disc_jpeg(1)[:-2000]), BrokenImageError)
 
 
+def test_only_a_detectors_own_500_speaks_of_the_picture() -> None:
+    """Serve and HAProxy answer 500 as well, while what is behind them restarts."""
+    with scripted(*[answer(500, {"error": "it stumbled"})] * 3) as (_, url):
+        assert isinstance(failure(url), DetectionFailedError)
+    for content in ("Internal Server Error", None, ["error"]):
+        with scripted(*[answer(500, content)] * 3) as (endpoint, url):
+            assert isinstance(failure(url), DetectorUnavailableError)
+        assert len(endpoint.predictions) == 3
+
+
 @pytest.mark.parametrize(
     "content",
     [

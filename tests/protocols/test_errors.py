@@ -119,6 +119,7 @@ def test_bad_v2_bodies(server: InferenceServer, body: Any, reason: str) -> None:
         ("nope", b"", "is 'nope'"),
         ("-1", b"", "is '-1'"),
         ("1000000", b"", "is '1000000'"),
+        ("9" * 5000, b"", "is '9999"),
         (None, b"\1\0\0", "within the length of element 0"),
         (None, b"\xff\xff\xff\xff....", "within element 0"),
         (None, len(GOOD).to_bytes(4, "little") + GOOD + b"\x09\0\0\0abc", "within element 1"),

@@ -189,6 +189,14 @@ def test_pages_of_other_origins_change_nothing(tmp_path: Path, site: str) -> Non
         assert upload(**{"Origin": api.url, "Sec-Fetch-Site": "same-origin"}).status_code == 200
 
 
+def test_pages_change_nothing_over_plain_http_either(api: RunningApi) -> None:
+    """There, browsers say no more than which page asks."""
+    host = api.url.removeprefix("http://")
+    for origin, status in ((f"http://evil.{host}", 403), ("null", 403), (api.url, 404), (f"HTTP://{host}", 404)):
+        assert api.client.delete("/images/absent", headers={"Origin": origin}).status_code == status
+    assert api.client.delete("/images/absent").status_code == 404  # no browser
+
+
 @pytest.mark.parametrize(
     "origin",
     ["app.example.org", "https://app.example.org/", "https://me@app.org", "ftp://x", "https://A.org", "https://x:y"],

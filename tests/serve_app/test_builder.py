@@ -1,6 +1,7 @@
 """How the application is put together, and facts that stand in more than one file."""
 
 import os
+import pickle
 import re
 from pathlib import Path
 
@@ -28,6 +29,16 @@ def test_each_mode_has_just_the_deployments_it_needs(tmp_path: Path) -> None:
     assert deployments_of(settings_in(tmp_path)) == {"Ingress", "Detector"}
     assert deployments_of(settings_in(tmp_path, mode="dummy")) == {"Ingress"}
     assert deployments_of(settings_in(tmp_path, model_server_url="http://127.0.0.1:9090")) == {"Ingress"}
+
+
+def test_what_serve_keeps_holds_no_secret_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lies in the controller's checkpoint, and a replica that is started later is made from it."""
+    monkeypatch.setenv("API_KEYS", "hidden-key")
+    monkeypatch.setenv("DATABASE_URL", "postgresql+psycopg://me:hidden-password@db/x")
+    settings = Settings()
+    assert b"hidden" in pickle.dumps(settings)
+    kept = [deployment.init_args for deployment in build_deployments(build_app(settings), name="circles").deployments]
+    assert b"hidden" not in pickle.dumps(kept)
 
 
 def test_importing_opens_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

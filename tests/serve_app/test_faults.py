@@ -222,7 +222,10 @@ def test_a_sleeping_detector_is_ready_and_woken_by_an_upload(tmp_path: Path) -> 
     with running_serve(tmp_path, **sleeping, **python_proxy) as service, service.client() as client:
         assert client.get("/ready").json()["checks"]["detector"] == "asleep"
         assert service.replica_processes("Detector") == []
-        response = client.post("/images/", files={"file": disc_jpeg(1)})
-        assert response.status_code in (201, 202)
+        with ThreadPoolExecutor(1) as pool, service.client() as other:
+            uploading = pool.submit(other.post, "/images/", files={"file": disc_jpeg(1)})
+            while not uploading.done():
+                assert client.get("/ready").status_code == 200  # also while it wakes up
+            assert uploading.result().status_code in (201, 202)
         assert_kept(client, [disc_jpeg(1)])
         assert len(service.replica_processes("Detector")) == 1

@@ -90,7 +90,9 @@ def test_background_start_is_watched_and_ended(checkout: Path) -> None:
         assert "Ingress" in run(checkout, "status", variables=variables).stdout
         health = run(checkout, "health", "--url", url, variables=variables)
         assert (health.returncode, health.stdout.count("200")) == (0, 2)
-        assert "Submitted deploy config" in run(checkout, "logs", variables=variables).stdout
+        logs = run(checkout, "logs", variables=variables).stdout
+        assert "Submitted deploy config" in logs
+        assert '"message": "GET / 200' in logs
         again = run(checkout, "start", "--background", "--port", str(free_port()), variables=variables)
         assert again.returncode == 1
         assert "runs already" in again.stderr

@@ -1,0 +1,20 @@
+"""How this machine's own addresses are asked."""
+
+from pathlib import Path
+
+import pytest
+
+from serve_app.processes import free_port, open_directly
+from tests.fakes import FixedDetector, GatedDetector
+from tests.running import running_api, settings_in
+
+
+def test_a_proxy_of_the_environment_is_passed_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    with (
+        running_api(settings_in(tmp_path), GatedDetector(FixedDetector())) as api,
+        open_directly(f"{api.url}/health", timeout=10) as response,
+    ):
+        assert response.status == 200
