@@ -200,6 +200,7 @@ def seaweedfs() -> Iterator[Server]:
             *(program, "server", "-s3", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.port={port}"),
             *(f"-s3.port.grpc={free_port()}", f"-s3.config={folder / 's3.json'}", "-volume.max=20"),
             *("-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"),
+            *("-master.electionTimeout=1s", "-volume.preStopSeconds=0"),  # it is often stopped and started
             *("-master.volumeSizeLimitMB=64", *(f"-{name}={free_port()}" for name in names)),
         ]
         endpoint = f"http://127.0.0.1:{port}"

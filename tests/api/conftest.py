@@ -15,7 +15,7 @@ from tests.serving import running_serve
 from tests.worlds import NAMES, opened_world
 
 
-@pytest.fixture(scope="session", params=[*NAMES, pytest.param("serve", marks=pytest.mark.serve)])
+@pytest.fixture(scope="package", params=[*NAMES, pytest.param("serve", marks=pytest.mark.serve)])
 def service_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of a service with the real detector."""
     external_url: str | None = request.config.getoption("--service-url")

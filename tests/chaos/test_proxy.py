@@ -1,9 +1,10 @@
 """What HAProxy answers by itself, while there is nobody behind it, is nothing that a client could misunderstand."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import httpx2
+import psutil
 import pytest
 
 from circles.storage.records import image_id_of
@@ -24,6 +25,17 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServe]:
         yield service
 
 
+def test_dummy_mode_needs_no_detector_replicas(service: RunningServe) -> None:
+    assert service.replica_processes("Detector") == []
+    with service.client() as client:
+        assert client.get("/health").json()["mode"] == "dummy"
+        assert client.get("/ready").json()["checks"]["detector"] == "ok"
+        body = client.post("/images/", files={"file": disc_jpeg(2)}).json()
+        assert body["detection"]["detector"]["name"] == "dummy"
+        assert body["detection"]["count"] == 3
+        assert client.post("/images/", files={"file": disc_jpeg(2)[:-1500]}).status_code == 422
+
+
 @pytest.mark.parametrize(
     "kinds",
     [("ingress replica", "fallback proxy"), ("proxy's manager",), ("proxy (HAProxy)",)],
@@ -34,10 +46,11 @@ def test_picture_that_is_there_is_never_said_to_be_absent(service: RunningServe,
     image_bytes = disc_jpeg(1)
     with service.client() as client:
         assert client.post("/images/", files={"file": image_bytes}).status_code in (200, 201)
-    for kind in kinds:
-        for process in kinds_present(service)[kind]:
-            process.kill()
-    answers = list(answers_until_back(f"{service.url}/images/{image_id_of(image_bytes)}/content"))
+    killed = [process for kind in kinds for process in kinds_present(service)[kind]]
+    for process in killed:
+        process.kill()
+    url = f"{service.url}/images/{image_id_of(image_bytes)}/content"
+    answers = list(answers_until_back(url, lambda: _are_replaced(service, kinds, killed)))
     for answer in answers:
         if answer.status_code == 200:
             assert answer.content == image_bytes
@@ -48,11 +61,16 @@ def test_picture_that_is_there_is_never_said_to_be_absent(service: RunningServe,
         assert int(answer.headers["Retry-After"]) > 0
 
 
-def answers_until_back(url: str) -> Iterator[httpx2.Response]:
-    """All answers until so many were good one after the other."""
+def _are_replaced(service: RunningServe, kinds: tuple[str, ...], killed: list[psutil.Process]) -> bool:
+    present = kinds_present(service)
+    return all(present.get(kind) and not set(present[kind]) & set(killed) for kind in kinds)
+
+
+def answers_until_back(url: str, is_back: Callable[[], bool]) -> Iterator[httpx2.Response]:
+    """All answers until this holds, and then so many were good one after the other."""
     deadline = time.monotonic() + BACK_S
     good = 0
-    while good < GOOD_ANSWERS:
+    while good < GOOD_ANSWERS or not is_back():
         assert time.monotonic() < deadline, f"not back within {BACK_S:g} s"
         try:
             answer = httpx2.get(url, timeout=30, trust_env=False)

@@ -14,7 +14,7 @@ from tests.protocols.clients import InferenceServer
 from tests.serving import running_serve
 
 
-@pytest.fixture(scope="session", params=["model server", pytest.param("serve", marks=pytest.mark.serve)])
+@pytest.fixture(scope="package", params=["model server", pytest.param("serve", marks=pytest.mark.serve)])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[InferenceServer]:
     """A server with the default detector."""
     external_url: str | None = request.config.getoption("--service-url")
@@ -35,7 +35,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             yield InferenceServer(service.url, service.grpc_address)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def detector() -> EncodedDetector:
     """The same detector in this process."""
     return open_detector(Settings())

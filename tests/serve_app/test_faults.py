@@ -1,7 +1,6 @@
 """A real Serve, taken apart while it works: what was acknowledged stays."""
 
 import hashlib
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -10,7 +9,6 @@ from pathlib import Path
 import cv2
 import httpx2
 import numpy as np
-import psutil
 import pytest
 import yaml
 
@@ -20,7 +18,7 @@ from evaluation.metrics import Counts, count_matches
 from serve_app.processes import LocalServiceError
 from tests.pictures import disc_jpeg
 from tests.running import wait_until
-from tests.serving import RunningServe, running_serve, started_serve
+from tests.serving import RunningServe, running_serve
 
 pytestmark = [pytest.mark.serve, pytest.mark.control]
 
@@ -106,7 +104,6 @@ def test_held_out_photographs_over_http(service: RunningServe, client: httpx2.Cl
         response = client.post("/images/", files={"file": annotated.path.read_bytes()})
         assert response.status_code == 201
         first_bodies.append(response.json())
-        assert response.json()["detection"]["count"] >= 0
     for annotated, body in zip(dataset, first_bodies, strict=True):
         response = client.post("/images/", files={"file": annotated.path.read_bytes()})
         assert (response.status_code, response.json()) == (200, body)
@@ -139,80 +136,6 @@ def test_second_service_on_the_same_folder_refuses_and_names_the_holder(service:
         pass
     with service.client() as client:
         assert client.get("/ready").status_code == 200
-
-
-def test_killed_ingress_comes_back_with_everything(service: RunningServe, client: httpx2.Client) -> None:
-    pictures = [disc_jpeg(seed) for seed in range(100, 110)]
-    for image_bytes in pictures:
-        assert client.post("/images/", files={"file": image_bytes}).status_code == 201
-    (ingress,) = service.replica_processes("Ingress")
-    ingress.kill()
-    wait_until(lambda: _answers(service, different_from=ingress.pid), timeout_s=60)
-    assert_kept(client, pictures)
-
-
-def _answers(service: RunningServe, different_from: int) -> bool:
-    if different_from in [process.pid for process in service.replica_processes("Ingress")]:
-        return False
-    try:
-        return httpx2.get(f"{service.url}/ready", timeout=5).status_code == 200
-    except httpx2.HTTPError:
-        return False
-
-
-def test_power_cut_and_restart_keep_what_was_acknowledged(tmp_path: Path) -> None:
-    """Everything is killed at once while uploads run; what was answered is there after the next start."""
-    acknowledged: list[bytes] = []
-    is_cut = threading.Event()
-    service = started_serve(tmp_path)
-
-    def keep_uploading(lane: int) -> None:
-        with service.client() as client:
-            for number in range(1000):
-                image_bytes = disc_jpeg(seed=1000 * lane + number)
-                prefer = {"Prefer": "respond-async"} if number % 2 else {}
-                try:
-                    response = client.post("/images/", files={"file": image_bytes}, headers=prefer)
-                except httpx2.HTTPError:
-                    if is_cut.is_set():
-                        return
-                    continue
-                if response.status_code in (200, 201, 202):
-                    acknowledged.append(image_bytes)
-                elif is_cut.is_set():
-                    return  # the proxy's answer for a replica that is gone
-
-    try:
-        with ThreadPoolExecutor(4) as pool:
-            lanes = [pool.submit(keep_uploading, lane) for lane in range(4)]
-            wait_until(lambda: len(acknowledged) >= 40)
-            is_cut.set()
-            for process in service.local.processes():
-                _kill(process)
-            for lane in lanes:
-                lane.result()
-    finally:
-        service.local.stop()
-    with running_serve(tmp_path) as service, service.client() as client:
-        assert_kept(client, acknowledged)
-
-
-def _kill(process: psutil.Process) -> None:
-    try:
-        process.kill()
-    except psutil.NoSuchProcess:
-        return
-
-
-def test_dummy_mode_needs_no_detector_replicas(tmp_path: Path) -> None:
-    with running_serve(tmp_path, MODE="dummy") as service, service.client() as client:
-        assert service.replica_processes("Detector") == []
-        assert client.get("/health").json()["mode"] == "dummy"
-        assert client.get("/ready").json()["checks"]["detector"] == "ok"
-        body = client.post("/images/", files={"file": disc_jpeg(1)}).json()
-        assert body["detection"]["detector"]["name"] == "dummy"
-        assert body["detection"]["count"] == 3
-        assert client.post("/images/", files={"file": disc_jpeg(1)[:-1500]}).status_code == 422
 
 
 def test_a_sleeping_detector_is_ready_and_woken_by_an_upload(tmp_path: Path) -> None:
