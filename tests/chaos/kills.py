@@ -1,8 +1,9 @@
-"""Kills: SIGKILL of one process after the other, chosen by a seed among the kinds that are there."""
+"""Kills: SIGKILL of one process after the other, of each kind that is there as often, in an order of chance."""
 
 import contextlib
 import random
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -80,9 +81,11 @@ def kill_one_after_the_other(
         NotBackError: The service is not back after ``_GIVE_UP_S``.
     """
     breaches = []
+    killed: Counter[str] = Counter()
     wait_for_acknowledgement(uploads, since=time.monotonic())
     for _ in range(count):
-        kind, killed_at = _kill_one(service, chance)
+        kind, killed_at = _kill_one(service, chance, killed)
+        killed[kind] += 1
         try:
             recovery_s = wait_for_acknowledgement(uploads, killed_at)
         except NotBackError as error:
@@ -107,12 +110,14 @@ def wait_for_acknowledgement(uploads: Uploads, since: float) -> float:
     return time.monotonic() - since
 
 
-def _kill_one(service: RunningServe, chance: random.Random) -> tuple[str, float]:
+def _kill_one(service: RunningServe, chance: random.Random, killed: Counter[str]) -> tuple[str, float]:
+    """Of a kind that was not killed more often than the others that are there, by chance among several."""
     while True:
         present = kinds_present(service)
         if not present:
             raise NotBackError("no process is left that could be killed")
-        kind = chance.choice(sorted(present))
+        fewest = min(killed[kind] for kind in present)
+        kind = chance.choice(sorted(kind for kind in present if killed[kind] == fewest))
         process = chance.choice(sorted(present[kind], key=lambda process: process.pid))
         with contextlib.suppress(psutil.NoSuchProcess):  # it ended by itself: another one, then
             process.kill()

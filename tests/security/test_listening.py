@@ -38,9 +38,9 @@ def _status(
 def test_all_that_answers_without_a_token_is_on_loopback(guarded: Guarded) -> None:
     """The service, Ray's dashboard, which is Serve's control port too, and HAProxy's statistics and metrics."""
     listeners = list(guarded.listeners())
-    proxies = [ip for ip, _, program in listeners if "/haproxy " in program]
+    proxies = {(ip, port) for ip, port, program in listeners if "/haproxy " in program}
     assert len(proxies) == 4
-    assert set(proxies) <= set(LOOPBACK)
+    assert {ip for ip, _ in proxies} <= set(LOOPBACK)
     dashboard = int(str(guarded.serve.local.running().dashboard_url).rsplit(":", 1)[1])
     assert [ip for ip, port, _ in listeners if port == dashboard] == ["127.0.0.1"]
     replicas = [ip for ip, port, program in listeners if "ServeReplica" in program and _http(port, "/health")]

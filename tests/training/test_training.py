@@ -106,9 +106,12 @@ def test_toy_version_improves_survives_a_kill_and_writes_weights(tmp_path: Path)
     lines = [json.loads(line) for line in (tmp_path / "heatmap" / "log.jsonl").read_text().splitlines()]
     assert lines[-1]["loss"] < 0.7 * lines[0]["loss"]
     assert lines[-1]["scenes_f1_50"] > lines[0]["scenes_f1_50"] + 0.2
-    image = draw_scene(0).image
+    images = [draw_scene(seed).image for seed in range(5)]
     onnx, reference = (
-        HeatmapDetector(runtime).detect([image])
+        [[round(each.score, 3) for each in found] for found in HeatmapDetector(runtime).detect(images)]
         for runtime in (OnnxRuntime(tmp_path / "weights"), TorchRuntime.load(tmp_path / "weights"))
     )
-    assert len(onnx[0]) == len(reference[0])
+    assert any(reference)
+    assert [len(scores) for scores in onnx] == [len(scores) for scores in reference]
+    for each, other in zip(onnx, reference, strict=True):
+        assert each == pytest.approx(other, abs=0.01)
