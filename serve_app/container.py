@@ -4,6 +4,7 @@ It listens on all addresses, has fixed ports, logs to standard output, and is en
 Without it ``serve run`` would listen on loopback, ignore a SIGTERM as process 1, and export metrics on a random port.
 """
 
+import os
 import signal
 import tempfile
 from pathlib import Path
@@ -25,6 +26,8 @@ def main() -> None:
     """Serves until SIGTERM or SIGINT comes."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     load_dotenv(ROOT / "serve.env")  # the environment wins over the file
+    # In this mode replicas write into files alone, which nobody looks for in a container.
+    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "1")
     # Ray reads its variables when it is imported.
     import ray  # noqa: PLC0415
     from ray.serve.scripts import cli as serve_command  # noqa: PLC0415

@@ -116,6 +116,7 @@ def test_application_runs_in_its_container(builder: Builder, tmp_path: Path, dat
         answer = json.loads(upload.stdout)
         assert (answer["status"], answer["detection"]["count"]) == ("done", 7)
         assert answer["detection"]["detector"]["name"] == "heatmap"
+        wait_until(lambda: "POST /images/ 201" in container.log)  # where `docker logs` finds it
         assert container.execute("env", "RAY_AUTH_MODE=token", "serve", "status").returncode == 0
         wait_until(lambda: _metrics_of_the_dashboard() - _COUNTED_ONCE_SOMETHING_FAILED <= _metrics(container), 60)
         _check_ends(container, _COMPOSE_GRACE_S)
