@@ -102,11 +102,12 @@ endpoints program=(python + ' -m serve_app endpoints'): install-deps
 deploy *arguments: install-deps
     @kuberay/cluster/deploy.sh {{ arguments }}
 
-# Show what the application on the Kind cluster says; go on as it says more with -f
+# Show what the application on the Kind cluster says, or on that of --context; go on as it says more with -f
 [arg('follow', long, short='f', value='--follow', help='go on as it says more')]
+[arg('context', long, help='another cluster than Kind')]
 [group('cluster')]
-k8s-logs follow='':
-    @kuberay/cluster/logs.sh {{ follow }}
+k8s-logs follow='' context='':
+    @kuberay/cluster/logs.sh {{ follow }} {{ if context == '' { '' } else { '--context ' + context } }}
 
 # Run all tests; with -m only those over HTTP, against the service on port 8000, with -k against the Kind cluster's
 [arg('program', long='k8s', short='k', value='kuberay/cluster/up.sh && kuberay/cluster/check.sh', help='those over HTTP, through the gateway of the Kind cluster, which is set up if needed')]

@@ -21,27 +21,32 @@ logger = logging.getLogger(__name__)
 PROGRAM = (sys.executable, "-m", "circles.detectors.guarded_process")
 """What detects; it is given the file descriptor of its connection."""
 
+ALLOCATOR_VARIABLES = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(128 * 2**20),
+}
+"""Environment by which glibc, in a process started with it, keeps a picture's arrays, some MB each, for the next one.
+
+Left to itself, it now and then begins to give them back after every picture, and the kernel's clearing of four thousand
+pages a picture takes a quarter of detection.
+"""
+
 _START_TIMEOUT_S = 60.0
 _END_TIMEOUT_S = 5.0
 _DEATHS_ALONE = 2
 # Detecting takes a small part of the time that uploads wait for it; what takes several times as long does not end.
 _HANG_FACTOR = 3.0
 _REMEMBERED = 1000
-# A picture's arrays, some MB each, are kept for the next one. Left to itself, glibc now and then begins to give them
-# back after every picture, and the kernel's clearing of four thousand pages a picture takes a quarter of detection.
-_MALLOC = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
-    "MALLOC_TRIM_THRESHOLD_": str(128 * 2**20),
-}
 
 
 class GuardedDetector:
     """As ``EncodedDetector``, in another process. One instance, one thread at a time.
 
     When that process ends with pictures in work, by a crash, for want of memory or because it took too long, each of
-    them is tried again alone, in a new one. Two deaths alone make a picture one in which nothing can be detected; those
-    that were only in its company are detected in as always. When this process ends, so does the other.
+    them is tried again alone, in a new one. Two deaths of a picture alone, the first one included where it was the only
+    one in work, make it one in which nothing can be detected; those that were only in its company are detected in as
+    always. When this process ends, so does the other.
     """
 
     def __init__(self, settings: Settings, program: Sequence[str] = PROGRAM) -> None:
@@ -65,11 +70,11 @@ class GuardedDetector:
         Raises:
             DetectorUnavailableError: The process ended and could not be started again.
         """
-        if self._deaths and any(_digest(image_bytes) in self._deaths for image_bytes in files):
-            outcomes = None
-        else:
+        if len(files) > 1 and not self._is_any_suspected(files):
             outcomes = self._try(files)
-        return [self._detect_alone(image_bytes) for image_bytes in files] if outcomes is None else outcomes
+            if outcomes is not None:
+                return outcomes
+        return [self._detect_alone(image_bytes) for image_bytes in files]
 
     def check(self) -> None:
         """Raises DetectorUnavailableError when there is no process and the last attempt to start one failed."""
@@ -80,6 +85,10 @@ class GuardedDetector:
         """Ends the process."""
         if self._process is not None:
             self._process.kill()
+
+    def _is_any_suspected(self, files: Sequence[bytes]) -> bool:
+        """Whether the process has died of one of them alone."""
+        return bool(self._deaths) and any(_digest(image_bytes) in self._deaths for image_bytes in files)
 
     def _detect_alone(self, image_bytes: bytes) -> DetectionOutcome:
         digest = _digest(image_bytes)
@@ -95,15 +104,23 @@ class GuardedDetector:
 
     def _try(self, files: Sequence[bytes]) -> list[DetectionOutcome] | None:
         """None when the process ended meanwhile; there is a new one then."""
-        if self._process is None:
-            self._process = _DetectorProcess(self._program, self._settings)
+        process = self._process
+        if process is not None and process.has_ended:
+            logger.warning("the detector's process ended, with nothing in work")  # so not of what comes now
+            process = None
         try:
-            return self._process.detect(files, self._timeout_s)
+            return (process or self._start()).detect(files, self._timeout_s)
         except _ProcessDiedError as error:
             logger.warning("the detector's process %s, with %d pictures in work", error, len(files))
+        self._start()
+        return None
+
+    def _start(self) -> "_DetectorProcess":
+        """A new process, in the place of one that ended; raises as ``detect``."""
+        self.close()
         self._process = None
         self._process = _DetectorProcess(self._program, self._settings)
-        return None
+        return self._process
 
 
 class _ProcessDiedError(Exception):
@@ -119,7 +136,11 @@ class _DetectorProcess:
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603
                 [*program, str(theirs.fileno())],
-                env={**_MALLOC, **os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+                env={
+                    **ALLOCATOR_VARIABLES,
+                    **os.environ,
+                    "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+                },
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
             )
@@ -133,6 +154,11 @@ class _DetectorProcess:
             raise answer
         assert isinstance(answer, DetectorInfo)
         self.info = answer
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is gone, though nobody here ended it."""
+        return self._process.poll() is not None
 
     def detect(self, files: Sequence[bytes], timeout_s: float) -> list[DetectionOutcome]:
         """Raises _ProcessDiedError; the process is gone then."""

@@ -37,7 +37,7 @@ def migrate_database(
     revision: Annotated[str, typer.Option(help="An older one takes back what came after it, and its data.")] = "head",
 ) -> None:
     """Bring the database's tables to this version's form; also those of an empty database."""
-    with _told(), _alone(_settings()):
+    with _told(), _alone(_data_folders(_settings())):
         before, after = migrate(_settings().database_url, revision)
     change = "is at revision" if before == after else f"was at revision {before or 'none'} and is now at"
     console.print(f"the database {change} {after or 'none'}", highlight=False)
@@ -51,7 +51,7 @@ def check_all(
     deep: Annotated[bool, typer.Option("--deep", help="Read all bytes, and compare them with their hashes.")] = False,
 ) -> None:
     """Compare rows and bytes, both ways; fails when they do not agree."""
-    with _told(), _alone(_settings()) if fix else contextlib.nullcontext(), _opened(_settings()) as kept:
+    with _told(), _alone(_data_folders(_settings()) if fix else []), _opened(_settings()) as kept:
         steps = moving.check(kept.database, kept.store, _settings().orphan_grace_s, reads_bytes=deep)
         *_, findings = track(steps, "checking", total=kept.database.count() + 1, console=progress)
         for record in findings.lost:
@@ -75,42 +75,56 @@ def copy_all(
 ) -> None:
     """Copy rows from database to database, or bytes from store to store (those that rows of DATABASE_URL name).
 
-    Started again after an interruption, it goes on. Everything is read back and compared.
+    To move a service, name where it goes by DATABASE_URL and STORAGE_URL, and copy its rows first.
+
+    Started again after an interruption, it goes on. Everything is read back and compared. What the target has besides
+    stays.
     """
     with _told():
         if _is_database(source) != _is_database(target):
             _fail("one of them is a database and the other one a store")
-        with _opened(_settings()) as kept:
-            if _is_database(source):
-                done = _copy_rows(source, target)
-            else:
-                done = _copy_bytes(kept.database, open_image_store(source), open_image_store(target))
+        if _is_database(source):
+            done = _copy_rows(source, target)
+        else:
+            with _database(_settings().database_url) as database:
+                done = _copy_bytes(database, open_image_store(source), open_image_store(target))
     console.print(f"{done} images copied and compared")
 
 
 @cli.command("backup")
-def back_up(folder: Annotated[Path, typer.Option("--to", help="Made if it is absent; else gone on with.")]) -> None:
-    """Copy rows and bytes into a folder: a SQLite database and the files, whatever they are kept in."""
-    with _told(), _opened(_settings()) as kept:
-        copy_url = _database_of_backup(folder)
-        _copy_rows(_settings().database_url, copy_url)
-        with _database(copy_url) as copy:
-            done = _copy_bytes(copy, kept.store, open_image_store(f"file:{folder}/images"))
+def back_up(
+    folder: Annotated[Path, typer.Option("--to", help="Made if it is absent; else brought up to date.")],
+) -> None:
+    """Copy rows and bytes into a folder: a SQLite database and the files, whatever they are kept in.
+
+    The folder then has what the service has now: what was deleted there since an earlier backup goes from it. An
+    interrupted backup can be restored as far as it came, and started again it goes on.
+    """
+    # The locks: of another backup into the folder, or of a service that works in it.
+    with _told(), _opened(_settings()) as kept, _alone([folder, folder / "images"]):
+        migrate(_database_of_backup(folder))
+        with _database(_database_of_backup(folder)) as copy:
+            steps = moving.back_up(kept.database, kept.store, copy, _store_of_backup(folder))
+            done = _count(steps, "copying", kept.database.count())
     console.print(f"{done} images in {folder}")
 
 
 @cli.command("restore")
 def restore(folder: Annotated[Path, typer.Option("--from", help="A folder that `backup` wrote.", exists=True)]) -> None:
-    """Copy rows and bytes of a backup back, into an empty database; first the bytes, so that every row has its own."""
+    """Copy rows and bytes of a backup back, into an empty database; each row after its bytes.
+
+    Started again after an interruption, it goes on.
+    """
     settings = _settings()
-    copy_url = _database_of_backup(folder)
-    with _told(), _alone(settings):
+    with _told(), _alone(_data_folders(settings)):
         migrate(settings.database_url)
-        with _database(copy_url) as copy:
+        with _database(_database_of_backup(folder)) as copy, _database(settings.database_url) as database:
             store = open_image_store(settings.storage_url, settings.storage_timeout_s)
-            _copy_bytes(copy, open_image_store(f"file:{folder}/images"), store)
-        done = _copy_rows(copy_url, settings.database_url)
+            total = copy.count()
+            done = _count(moving.restore(copy, _store_of_backup(folder), database, store), "copying", total)
     console.print(f"{done} images restored")
+    if done < total:
+        console.print(f"{total - done} have no bytes in {folder}, and are left out")
 
 
 @cli.command("purge")
@@ -148,16 +162,24 @@ def _database(url: str) -> Iterator[Database]:
 
 
 @contextlib.contextmanager
-def _alone(settings: Settings) -> Iterator[None]:
-    """With the lock of SQLite's folder, which a running service holds."""
+def _alone(folders: Iterable[Path]) -> Iterator[None]:
+    """With these folders' locks, which a running service holds."""
     with contextlib.ExitStack() as stack:
-        if is_sqlite(settings.database_url):
-            stack.callback(DataFolderLock(settings.database_path.parent, holder="a command").release)
+        for folder in folders:
+            stack.callback(DataFolderLock(folder, holder="a command").release)
         yield
+
+
+def _data_folders(settings: Settings) -> list[Path]:
+    return [settings.database_path.parent] if is_sqlite(settings.database_url) else []
 
 
 def _database_of_backup(folder: Path) -> str:
     return f"sqlite:///{folder.resolve()}/db.sqlite3"
+
+
+def _store_of_backup(folder: Path) -> ImageStore:
+    return open_image_store(f"file:{folder}/images")
 
 
 def _copy_rows(source_url: str, target_url: str) -> int:
@@ -167,6 +189,8 @@ def _copy_rows(source_url: str, target_url: str) -> int:
 
 
 def _copy_bytes(database: Database, source: ImageStore, target: ImageStore) -> int:
+    if database.count() == 0 and next(iter(source.ages()), None) is not None:
+        _fail("DATABASE_URL names a database without images, so nothing says which bytes to copy: copy its rows first")
     require_belonging(target, database)
     return _count(moving.copy_bytes(database.walk(), source, target), "copying bytes", database.count())
 

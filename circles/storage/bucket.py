@@ -113,12 +113,15 @@ class BucketStore:
                 return
 
     def keys_older_than(self, age_s: float) -> Iterator[str]:
-        latest = datetime.now(UTC) - timedelta(seconds=age_s)
+        return (key for key, key_age_s in self.ages() if key_age_s >= age_s)
+
+    def ages(self) -> Iterator[tuple[str, float]]:
+        now = datetime.now(UTC)
         with _errors_translated():
             for chunk in obstore.list(self._store, chunk_size=_LIST_CHUNK):
                 for entry in chunk:
-                    if is_key(entry["path"]) and entry["last_modified"] <= latest:
-                        yield entry["path"]
+                    if is_key(entry["path"]):
+                        yield entry["path"], (now - entry["last_modified"]).total_seconds()
 
     def claim(self, service_id: str) -> str:
         with _errors_translated():

@@ -3,10 +3,11 @@
 import json
 import threading
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import TypeVar
 
 import stamina
@@ -45,6 +46,7 @@ from circles.storage.tables import ImageRow, ObjectRow, ServiceRow
 T = TypeVar("T")
 
 _CONFLICT_TRIES = 5
+_KEY_BATCH = 500  # SQLite takes at most 250,000 parameters in one statement, PostgreSQL 65,535
 # One that ends later than this was given before the clock was set back, and would keep its picture as long as that was.
 _LONGEST_LEASE_S = 900.0
 
@@ -170,7 +172,7 @@ class Database:
                 .group_by(ObjectRow.image_id)
             )
             counts = {row.image_id: row.object_count for row in connection.execute(counting)}
-        next_cursor = _encode_cursor(records[-1]) if has_more else None
+        next_cursor = encode_cursor(records[-1]) if has_more else None
         return ImagePage([(record, counts.get(record.image_id, 0)) for record in records], next_cursor)
 
     def walk(self, batch: int = 200) -> Iterator[ImageRecord]:
@@ -195,11 +197,12 @@ class Database:
         with self._read() as connection:
             return connection.scalars(select(func.count()).select_from(ImageRow)).one()
 
-    def ids_before(self, moment: datetime, limit: int) -> list[str]:
-        """Up to ``limit`` images that were uploaded before this moment, oldest first."""
-        statement = select(ImageRow.image_id).where(ImageRow.created_at < moment)
+    def images_before(self, moment: datetime, limit: int) -> list[ImageRecord]:
+        """Up to ``limit`` images that were uploaded before this moment, oldest first, without their objects."""
+        statement = select(ImageRow.__table__).where(ImageRow.created_at < moment)
         with self._read() as connection:
-            return list(connection.scalars(statement.order_by(ImageRow.created_at).limit(limit)))
+            rows = connection.execute(statement.order_by(ImageRow.created_at).limit(limit))
+            return [image_record(row) for row in rows]
 
     def service_id(self) -> str:
         """What tells this database from others; made with its tables, and carried over by copies."""
@@ -296,24 +299,47 @@ class Database:
         is_pending = ImageRow.status == "pending"
         return self._write(lambda connection: _update_image(connection, record, values, is_pending))
 
-    def delete(self, image_id: str) -> str | None:
-        """Removes an image's rows; the storage key that no row names any more, None when there was no such image."""
-        this_image = ImageRow.image_id == image_id
+    def replace(self, earlier: ImageRecord, record: ImageRecord) -> None:
+        """Puts an image in the place of an earlier one of the same id; changes nothing when that is no longer there."""
+
+        def work(connection: Connection) -> None:
+            if connection.execute(delete(ImageRow).where(*_is_this_upload(earlier))).rowcount == 1:
+                connection.execute(insert(ImageRow).values(image_row(record)))
+                _insert_objects(connection, record.objects)
+
+        self._write(work)
+
+    def delete(self, image_id: str, storage_key: str | None = None) -> str | None:
+        """Removes an image's rows.
+
+        Args:
+            storage_key: The upload that is meant, for those who decided on it earlier: the same bytes may have been
+                deleted and uploaded again since. None means whichever is there.
+
+        Returns:
+            The storage key that no row names any more, None when there was no such image; nothing is changed then.
+        """
+        meant = [ImageRow.image_id == image_id]
+        if storage_key is not None:
+            meant.append(ImageRow.storage_key == storage_key)
 
         def work(connection: Connection) -> str | None:
             # Locked, so that it is this row which goes, and not another upload's that took its place meanwhile.
-            naming = select(ImageRow.storage_key).where(this_image).with_for_update()
-            storage_key = connection.scalars(naming).one_or_none()
-            if storage_key is not None:  # else one that came since would go without its file
-                connection.execute(delete(ImageRow).where(this_image))
-            return storage_key
+            found_key = connection.scalars(select(ImageRow.storage_key).where(*meant).with_for_update()).one_or_none()
+            if found_key is not None:  # else one that came since would go without its file
+                connection.execute(delete(ImageRow).where(*meant))
+            return found_key
 
         return self._write(work)
 
-    def named_keys(self, keys: Sequence[str]) -> set[str]:
-        """Those of the storage keys that a row names."""
-        with self._read() as connection:
-            return set(connection.scalars(select(ImageRow.storage_key).where(ImageRow.storage_key.in_(keys))))
+    def unnamed_keys(self, keys: Iterable[str]) -> Iterator[str]:
+        """Those of the storage keys that no row names; each is taken from ``keys`` before the rows are asked for it."""
+        remaining = iter(keys)
+        while batch := list(islice(remaining, _KEY_BATCH)):
+            with self._read() as connection:
+                naming = select(ImageRow.storage_key).where(ImageRow.storage_key.in_(batch))
+                named = set(connection.scalars(naming))
+            yield from (key for key in batch if key not in named)
 
     @contextmanager
     def _read(self) -> Iterator[Connection]:
@@ -386,7 +412,8 @@ def _insert_objects(connection: Connection, objects: Sequence[ObjectRecord]) -> 
         connection.execute(insert(ObjectRow), object_rows(objects))
 
 
-def _encode_cursor(record: ImageRecord) -> str:
+def encode_cursor(record: ImageRecord) -> str:
+    """Where the page after this image begins, as ``Database.page`` takes it."""
     return urlsafe_b64encode(json.dumps([record.created_at.isoformat(), record.image_id]).encode()).decode()
 
 

@@ -12,6 +12,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from circles.errors import DatabaseUnavailableError, StorageFullError
+from circles.storage.durable import make_folder
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +115,7 @@ def errors_translated() -> Iterator[None]:
 
 def _sqlite_engine(url: URL, pool_size: int, timeout_s: float) -> Engine:
     assert url.database is not None, "Settings let no other URL through"
-    Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    make_folder(Path(url.database).parent)
     # pysqlite3 carries its own SQLite: those from 3.7.0 to 3.51.2, the standard library's among them, can corrupt a
     # WAL database when two connections write or checkpoint at once (sqlite.org/wal.html#walresetbug).
     engine = create_engine(

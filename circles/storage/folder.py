@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from circles.errors import NotFoundError, StorageFullError, StorageUnavailableError
+from circles.storage.durable import fsync_folder, make_folder
 from circles.storage.images import PART_SUFFIX, SERVICE_KEY, is_key, new_key
 
 _STREAM_CHUNK_BYTES = 2**20
@@ -31,10 +32,10 @@ class FolderStore:
         """
         self._folder = folder
         with _errors_translated():
+            make_folder(folder)
             for number in range(256):
-                (folder / f"{number:02x}").mkdir(parents=True, exist_ok=True)
-            _fsync_folder(folder)
-            _fsync_folder(folder.parent)
+                (folder / f"{number:02x}").mkdir(exist_ok=True)
+            fsync_folder(folder)
 
     def save(self, key: str, image_bytes: bytes, media_type: str) -> None:  # noqa: ARG002 - rows know it
         """As ``ImageStore.save``: file and folder are fsynced."""
@@ -87,14 +88,17 @@ class FolderStore:
             (self._folder / key).unlink(missing_ok=True)
 
     def keys_older_than(self, age_s: float) -> Iterator[str]:
-        latest = time.time() - age_s
+        return (key for key, key_age_s in self.ages() if key_age_s >= age_s)
+
+    def ages(self) -> Iterator[tuple[str, float]]:
+        now = time.time()
         with _errors_translated():
             for number in range(256):
                 for path in (self._folder / f"{number:02x}").iterdir():
                     key = f"{number:02x}/{path.name}"
                     with suppress(FileNotFoundError):  # somebody finished or removed it meanwhile
-                        if is_key(key) and path.stat().st_mtime <= latest:
-                            yield key
+                        if is_key(key):
+                            yield key, now - path.stat().st_mtime
 
     def claim(self, service_id: str) -> str:
         path = self._folder / SERVICE_KEY
@@ -121,12 +125,12 @@ def _errors_translated() -> Iterator[None]:
 
 def _write_durably(path: Path, part: Path, content: bytes) -> None:
     """Writes a new file under another name first: under its own it is whole, or not there."""
-    with part.open("xb") as file:
+    with part.open("wb") as file:  # a copy that was killed here may have left one
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
     part.rename(path)
-    _fsync_folder(path.parent)
+    fsync_folder(path.parent)
 
 
 def _chunks(file: IO[bytes], first: bytes) -> Iterator[bytes]:
@@ -135,11 +139,3 @@ def _chunks(file: IO[bytes], first: bytes) -> Iterator[bytes]:
         while chunk:
             yield chunk
             chunk = file.read(_STREAM_CHUNK_BYTES)
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -46,7 +46,11 @@ class ImageStore(Protocol):
         """Removes the bytes; it is fine if they are gone already."""
 
     def keys_older_than(self, age_s: float) -> Iterator[str]:
-        """Keys of what was last written at least ``age_s`` seconds ago, half-written files included.
+        """Keys of what was last written at least ``age_s`` seconds ago; which keys there are is told by ``ages``."""
+
+    def ages(self) -> Iterator[tuple[str, float]]:
+        """All keys, half-written files' included, each with the seconds since it was last written: below 0 for what
+        was written while they are listed.
 
         What this store cannot have written is none of them, wherever it lies.
         """

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from circles.errors import DataFolderLockedError
+from circles.storage.durable import make_folder
 
 LOCK_NAME = "service.lock"
 _RETRY_PERIOD_S = 0.2
@@ -33,7 +34,7 @@ class DataFolderLock:
         Raises:
             DataFolderLockedError: Somebody else holds it; the message says who.
         """
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         path = folder / LOCK_NAME
         self._file: IO[str] = path.open("a+", encoding="utf-8")
         deadline = time.monotonic() + wait_s

@@ -1,4 +1,5 @@
-"""Moving and mending what is kept: rows from database to database, bytes from store to store, and whether they agree.
+"""Moving and mending what is kept: rows from database to database, bytes from store to store, both into a backup and
+back, and whether they agree.
 
 Every step is one transaction or one write, so that work which was interrupted goes on where it was when it is started
 again. Functions yield after each step, for those who show progress.
@@ -11,7 +12,7 @@ from circles.errors import CirclesError, NotFoundError
 from circles.storage.database import Database
 from circles.storage.image_records import ImageRecord
 from circles.storage.images import ImageStore, sha256_of
-from circles.storage.records import RecordBook, image_id_of
+from circles.storage.records import RecordBook, image_id_of, require_belonging
 
 _UNLIMITED = 2**62
 
@@ -41,20 +42,14 @@ class Findings:
 def copy_rows(source: Database, target: Database) -> Iterator[ImageRecord]:
     """Copies images with their objects, and yields each once it is in the target, read back and compared.
 
+    What the target has besides stays.
+
     Raises:
         CopyError: The target has images of another service, or another upload of the same bytes.
     """
-    if not target.adopt(source.service_id()):
-        raise CopyError("the target has images of another service")
+    _adopt(source, target)
     for record in source.walk():
-        there = target.find(record.image_id)
-        if there is not None and there.storage_key != record.storage_key:
-            raise CopyError(f"the target's image {record.image_id} is another upload of these bytes")
-        if there is not None and there != record:  # an earlier copy, of what was known then
-            target.delete(record.image_id)
-        target.add(record, max_pending=_UNLIMITED)
-        if target.find(record.image_id) != record:
-            raise CopyError(f"image {record.image_id} came out otherwise")
+        _copy_row(record, target, replaces_uploads=False)
         yield record
 
 
@@ -79,6 +74,52 @@ def copy_bytes(records: Iterator[ImageRecord], source: ImageStore, target: Image
         yield record
 
 
+def back_up(
+    source: Database, source_store: ImageStore, target: Database, target_store: ImageStore
+) -> Iterator[ImageRecord]:
+    """Makes the target what the source is now, and yields each image once it is there, read back and compared.
+
+    Bytes come before their row and go after it, so that whenever this is interrupted, each row of the target has its
+    bytes, and the next call goes on. A row whose bytes neither has, as after a deletion meanwhile, is passed over. The
+    target must have no other user.
+
+    Raises:
+        CopyError: The target has images of another service, or bytes are damaged.
+        StorageMismatchError: The target's bytes are those of another service.
+    """
+    _adopt(source, target)
+    book = RecordBook(target_store, target, max_pending=0)
+    copied = set()
+    for record in copy_bytes(source.walk(), source_store, target_store):
+        _copy_row(record, target, replaces_uploads=True)
+        copied.add(record.storage_key)
+        yield record
+    for record in target.walk():
+        if record.storage_key not in copied:
+            book.delete_upload(record)
+    book.sweep(grace_s=0)
+
+
+def restore(
+    source: Database, source_store: ImageStore, target: Database, target_store: ImageStore
+) -> Iterator[ImageRecord]:
+    """Copies a backup back, and yields each image once it is in the target, read back and compared; bytes come before
+    their row, and a row without bytes is passed over.
+
+    What the target has besides stays.
+
+    Raises:
+        CopyError: The target has images of another service, or another upload of the same bytes, or bytes are damaged.
+        StorageMismatchError: The target's bytes are those of another service.
+    """
+    # Before the target's rows adopt an id that its bytes do not have.
+    require_belonging(target_store, source)
+    _adopt(source, target)
+    for record in copy_bytes(source.walk(), source_store, target_store):
+        _copy_row(record, target, replaces_uploads=False)
+        yield record
+
+
 def check(database: Database, store: ImageStore, grace_s: float, *, reads_bytes: bool) -> Iterator[Findings]:
     """Compares rows and bytes both ways; yields the same findings after each row, and with orphans at the end.
 
@@ -87,22 +128,21 @@ def check(database: Database, store: ImageStore, grace_s: float, *, reads_bytes:
         reads_bytes: Whether all bytes are read and compared with their hashes.
     """
     findings = Findings()
-    keys, old_keys = set(store.keys_older_than(0)), set(store.keys_older_than(grace_s))
+    ages = dict(store.ages())
     for record in database.walk():
         findings.rows += 1
-        if record.storage_key not in keys and _is_lost(database, store, record):
+        if ages.pop(record.storage_key, None) is None and _is_lost(database, store, record):
             findings.lost.append(record)
         elif reads_bytes and not _is_intact(store, record):
             findings.damaged.append(record)
-        old_keys.discard(record.storage_key)
         yield findings
     # Asked again: a row may have come since its part of the table was read.
-    findings.orphans = sorted(old_keys - database.named_keys(sorted(old_keys)))
+    findings.orphans = list(database.unnamed_keys(sorted(key for key, age_s in ages.items() if age_s >= grace_s)))
     yield findings
 
 
 def fix(book: RecordBook, store: ImageStore, findings: Findings) -> None:
-    """Removes rows whose bytes are lost or damaged, and bytes that no row names.
+    """Removes rows whose bytes are lost or damaged, and bytes that no row names; what was uploaded again since stays.
 
     Raises:
         CopyError: More than half of the rows would go: then it is the store's address that is wrong.
@@ -111,9 +151,26 @@ def fix(book: RecordBook, store: ImageStore, findings: Findings) -> None:
     if len(broken) > findings.rows / 2:
         raise CopyError(f"{len(broken)} of {findings.rows} images have no bytes: is this the right store?")
     for record in broken:
-        book.delete(record.image_id)
+        book.delete_upload(record)
     for key in findings.orphans:
         store.delete(key)
+
+
+def _adopt(source: Database, target: Database) -> None:
+    if not target.adopt(source.service_id()):
+        raise CopyError("the target has images of another service")
+
+
+def _copy_row(record: ImageRecord, target: Database, *, replaces_uploads: bool) -> None:
+    there = target.find(record.image_id)
+    if there is None:
+        target.add(record, max_pending=_UNLIMITED)
+    elif there.storage_key != record.storage_key and not replaces_uploads:
+        raise CopyError(f"the target's image {record.image_id} is another upload of these bytes")
+    elif there != record:  # an earlier copy, of what was known then
+        target.replace(there, record)
+    if target.find(record.image_id) != record:
+        raise CopyError(f"image {record.image_id} came out otherwise")
 
 
 def _is_lost(database: Database, store: ImageStore, record: ImageRecord) -> bool:

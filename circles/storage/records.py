@@ -7,16 +7,15 @@ somebody was told are safe.
 """
 
 import hashlib
+import logging
 import math
 import threading
 import time
 from collections.abc import Collection, Iterator
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from itertools import islice
 
 from circles.detection import ImageDetections
-from circles.errors import NotFoundError, OverloadedError, StorageMismatchError, StorageUnavailableError
+from circles.errors import CirclesError, NotFoundError, OverloadedError, StorageMismatchError, StorageUnavailableError
 from circles.imaging import ImageHeader
 from circles.storage.database import Database
 from circles.storage.image_records import (
@@ -30,7 +29,9 @@ from circles.storage.image_records import (
 )
 from circles.storage.images import PART_SUFFIX, SERVICE_KEY, ImageStore, new_key, sha256_of
 
-_SWEEP_BATCH = 500
+logger = logging.getLogger(__name__)
+
+_PURGE_BATCH = 500
 
 
 def image_id_of(image_bytes: bytes) -> str:
@@ -98,9 +99,12 @@ class RecordBook:
         return key
 
     def discard(self, key: str) -> None:
-        """Removes staged bytes that get no row."""
+        """Removes staged bytes that get no row. A store that cannot do so now is no error: a sweep will."""
         self._unstage(key)
-        self._images.delete(key)
+        try:
+            self._images.delete(key)
+        except CirclesError as error:
+            logger.warning("%s, which gets no row, stays until a sweep: %s", key, error.detail)
 
     def commit(
         self,
@@ -146,10 +150,10 @@ class RecordBook:
                 earlier = self._database.find(image_id)
                 # None: deleted between our two looks, so the place is free again.
                 if earlier is not None:
-                    self._images.delete(key)
+                    self.discard(key)
                     return earlier, False
         except OverloadedError:
-            self._images.delete(key)
+            self.discard(key)
             raise
         finally:
             # After any other error it is not known whether the row was written: the file stays until a sweep, which
@@ -225,7 +229,7 @@ class RecordBook:
         return self._database.fail(record, reason)
 
     def delete(self, image_id: str) -> None:
-        """Removes rows and file.
+        """Removes rows and file, whichever upload they are of.
 
         Raises:
             NotFoundError: There is none of this id.
@@ -235,28 +239,29 @@ class RecordBook:
             raise NotFoundError(f"there is no image {image_id}")
         self._images.delete(key)
 
+    def delete_upload(self, record: ImageRecord) -> bool:
+        """Removes rows and file of this very upload; False when it is no longer there."""
+        if self._database.delete(record.image_id, record.storage_key) is None:
+            return False
+        self._images.delete(record.storage_key)
+        return True
+
     def purge(self, age_s: float) -> Iterator[str]:
         """Removes images that were uploaded at least so long ago, rows and bytes; yields each one's id."""
         moment = datetime.now(UTC) - timedelta(seconds=age_s)
-        while ids := self._database.ids_before(moment, _SWEEP_BATCH):
-            for image_id in ids:
-                with suppress(NotFoundError):  # somebody else removed it
-                    self.delete(image_id)
-                yield image_id
+        while records := self._database.images_before(moment, _PURGE_BATCH):
+            for record in records:
+                if self.delete_upload(record):
+                    yield record.image_id
 
     def sweep(self, grace_s: float) -> int:
         """Removes files of at least this age that no row names, and no upload in progress wrote; how many."""
-        old_keys = self._images.keys_older_than(grace_s)
+        # Whether it is staged is asked before the rows are: a key that is so no more has its row by then.
+        old_keys = (key for key in self._images.keys_older_than(grace_s) if not self._is_staged(key))
         removed = 0
-        while keys := list(islice(old_keys, _SWEEP_BATCH)):
-            # The staged keys are read before the rows: a key that leaves the set in between has its row by then.
-            with self._staged_lock:
-                staged = set(self._staged_keys)
-            named = self._database.named_keys(keys)
-            orphans = [key for key in keys if key not in named and key.removesuffix(PART_SUFFIX) not in staged]
-            for key in orphans:
-                self._images.delete(key)
-            removed += len(orphans)
+        for key in self._database.unnamed_keys(old_keys):
+            self._images.delete(key)
+            removed += 1
         return removed
 
     def check_database(self) -> str:
@@ -268,6 +273,10 @@ class RecordBook:
         """Says ok when files can be written durably."""
         self._images.check()
         return "ok"
+
+    def _is_staged(self, key: str) -> bool:
+        with self._staged_lock:
+            return key.removesuffix(PART_SUFFIX) in self._staged_keys
 
     def _unstage(self, key: str) -> None:
         with self._staged_lock:

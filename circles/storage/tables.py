@@ -5,7 +5,7 @@ from typing import Any
 
 from sqlalchemy import DateTime, Dialect, Double, ForeignKey, Index, Integer, String
 from sqlalchemy.dialects import mysql
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
 
@@ -57,8 +57,6 @@ class ImageRow(Base):
     detector_version: Mapped[str | None] = mapped_column(String(64))
     lease_until: Mapped[datetime | None] = mapped_column(UTCDateTime)
     """While it is pending and this is to come, somebody is at work on it, or lets it rest."""
-
-    objects: Mapped[list["ObjectRow"]] = relationship(order_by="ObjectRow.rank", passive_deletes=True)
 
 
 class ObjectRow(Base):

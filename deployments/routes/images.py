@@ -93,12 +93,10 @@ async def upload_batch(request: Request, services: ServicesParameter, min_score:
         files = await opened.enter_async_context(
             open_batch(request, slot, settings.max_upload_bytes, settings.upload_timeout_s)
         )
-        slot.work()
-        more_slots = services.admission.work_at_most(min(len(files), _BATCH_AT_ONCE) - 1)
-        for more in more_slots:
-            opened.enter_context(more)
-        results = _batch_results(request, services, min_score, files, 1 + len(more_slots), opened.pop_all())
-        work = detached(results)
+        at_once = min(len(files), _BATCH_AT_ONCE, settings.max_in_flight)
+        for _ in range(at_once):
+            opened.enter_context(services.admission.work())
+        work = detached(_batch_results(request, services, min_score, files, at_once, opened.pop_all()))
     return BatchBody(results=await asyncio.shield(work))
 
 

@@ -236,8 +236,7 @@ def _count(outcome: DetectionOutcome) -> int:
     """Objects that a client is told of by default."""
     if isinstance(outcome, Exception):
         raise typer.BadParameter(f"--pictures: {outcome}") from outcome
-    min_score = Settings().default_min_score
-    return sum(detection.score >= min_score for detection in outcome.detections)
+    return len(outcome.detections)
 
 
 def _say(text: str) -> None:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import psutil
 
+from circles.detectors.guarded import ALLOCATOR_VARIABLES
 from evaluation.benchmark.environments import environment_with
 from evaluation.benchmark.load import Target
 from serve_app.local import LocalService, Ports
@@ -155,7 +156,8 @@ class Programs:
         self._programs = self._make_programs()
 
     def start(self, folder: Path) -> Target:
-        environment = {**os.environ, "BACKEND_FOLDER": str(folder / "data")}
+        # As this application does for its own detectors.
+        environment = {**ALLOCATOR_VARIABLES, **os.environ, "BACKEND_FOLDER": str(folder / "data")}
         url = ""
         self._local = []
         try:

@@ -5,9 +5,11 @@ No service can do more on the same machine with the same detector; what one does
 
 import itertools
 import multiprocessing
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.synchronize import Barrier
 from statistics import median
@@ -15,6 +17,7 @@ from statistics import median
 import psutil
 
 from circles.detectors.encoded import EncodedDetector
+from circles.detectors.guarded import ALLOCATOR_VARIABLES
 from evaluation.benchmark.programs.bare import bare_detector
 
 _WARM_UP_PICTURES = 8
@@ -43,7 +46,7 @@ def measure_limit(pictures: Sequence[bytes], seconds: float, processes: int, bat
     """
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(processes)
-    with ProcessPoolExecutor(processes, context, _remember_barrier, (barrier,)) as pool:
+    with _allocator_variables(), ProcessPoolExecutor(processes, context, _remember_barrier, (barrier,)) as pool:
         futures = [pool.submit(_detect_for, tuple(pictures), seconds, batch_size) for _ in range(processes)]
         parts = [future.result() for future in futures]
     count = sum(part.pictures for part in parts)
@@ -53,6 +56,18 @@ def measure_limit(pictures: Sequence[bytes], seconds: float, processes: int, bat
         resident_bytes=sum(part.resident_bytes for part in parts),
         call_ms=median(1000 * each for part in parts for each in part.calls_s),
     )
+
+
+@contextmanager
+def _allocator_variables() -> Iterator[None]:
+    """For processes that are started meanwhile, as the service gives them to its detectors: glibc reads them once."""
+    added = {name: value for name, value in ALLOCATOR_VARIABLES.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
 
 
 @dataclass(frozen=True, slots=True)

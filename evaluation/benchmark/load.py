@@ -60,6 +60,9 @@ class Closed:
     """So many clients, each of which asks again as soon as it is answered."""
 
     clients: int
+    begin_s: float = 0.0
+    """In which they begin, one after the other. They keep their connections, and where several workers share a
+    listening socket, most of those that come at one instant are taken by one worker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +101,8 @@ class Load:
     def _patterns(self) -> Iterator[Closed | Open]:
         for index in range(self.processes):
             match self.pattern:
-                case Closed(clients):
-                    yield Closed(clients // self.processes + (index < clients % self.processes))
+                case Closed(clients, begin_s):
+                    yield Closed(clients // self.processes + (index < clients % self.processes), begin_s)
                 case Open(rate, arrivals, seed, most_open):
                     yield Open(rate / self.processes, arrivals, seed + index, max(1, most_open // self.processes))
 
@@ -232,14 +235,16 @@ class _Generator:
         ) as session:
             cpu_before, began_at_s = time.process_time(), time.monotonic()
             match self._load.pattern:
-                case Closed(clients):
+                case Closed(clients, begin_s):
+                    begins = [index * begin_s / clients for index in range(clients)]
                     end = began_at_s + self._load.seconds
-                    await asyncio.gather(*(self._ask_until(session, end) for _ in range(clients)))
+                    await asyncio.gather(*(self._ask_until(session, begin, end) for begin in begins))
                 case Open():
                     await self._ask_at_times(session, self._load.pattern, began_at_s)
         return _Part(self._exchanges, began_at_s, time.process_time() - cpu_before)
 
-    async def _ask_until(self, session: aiohttp.ClientSession, end: float) -> None:
+    async def _ask_until(self, session: aiohttp.ClientSession, wait_s: float, end: float) -> None:
+        await asyncio.sleep(wait_s)
         while (now := time.monotonic()) < end:
             await self._ask(session, now)
 

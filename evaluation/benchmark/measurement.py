@@ -18,7 +18,8 @@ PARTS_OF_SATURATION = (0.5, 0.8)
 
 _LEAST_PICTURES = 10  # in a measurement, so that slow ones get more time, up to
 _LONGEST_S = 60.0
-_RAMP_PART = 0.1  # of a closed loop's time, in which the queues fill
+_BEGIN_PART = 0.05  # of a closed loop's time, in which its clients begin
+_RAMP_PART = 0.1  # of it, after which the queues are filled
 _TIMEOUT_S = 300.0
 _IDLE_S = 3.0
 
@@ -57,6 +58,9 @@ class Measurement:
     """Of the contestant's processes."""
     cpu_ms_by_program: dict[str, float]
     """The same, by ``usage.program_of``."""
+    busiest_part: float
+    """The part of it that one process had, the busiest: of workers that share the work, about one by their number; near
+    1 where all but one of them were idle, or where there is but one."""
     generator_cpu_ms: float
     """Of the load generator, which is not part of it."""
     io_bytes: float
@@ -93,7 +97,7 @@ def measure(contestant: Contestant, plan: Plan, number: int, folder: Path, told:
             began_s = time.monotonic()
             _check(contestant, target, plan)
             if time.monotonic() - began_s < plan.warm_up_s:
-                load.run(Closed(plan.clients), plan.warm_up_s)
+                load.run(Closed(plan.clients, _BEGIN_PART * plan.warm_up_s), plan.warm_up_s)
             idle = Meter(contestant.processes)
             time.sleep(_IDLE_S)
             idle_usage = idle.read()
@@ -102,7 +106,7 @@ def measure(contestant: Contestant, plan: Plan, number: int, folder: Path, told:
             told("saturated")
             meter = Meter(contestant.processes)
             seconds = _seconds(plan, 1 / picture_s)
-            saturated = load.run(Closed(plan.clients), seconds, ramp_s=_RAMP_PART * seconds)
+            saturated = load.run(Closed(plan.clients, _BEGIN_PART * seconds), seconds, ramp_s=_RAMP_PART * seconds)
             usage = meter.read()
             at_part = {}
             for part in PARTS_OF_SATURATION if plan.has_latencies else ():
@@ -118,6 +122,7 @@ def measure(contestant: Contestant, plan: Plan, number: int, folder: Path, told:
         p50_saturated_ms=1000 * saturated.quantile_s(0.5),
         cpu_ms=1000 * usage.cpu_s / pictures,
         cpu_ms_by_program={name: 1000 * cpu_s / pictures for name, cpu_s in usage.cpu_s_by_program.items()},
+        busiest_part=usage.busiest_part,
         generator_cpu_ms=1000 * saturated.generator_cpu_s / pictures,
         io_bytes=usage.io_bytes / pictures,
         loopback_bytes=usage.loopback_bytes / pictures,

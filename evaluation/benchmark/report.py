@@ -81,6 +81,7 @@ def tables(summary: dict[str, Any]) -> RenderableType:
         "a picture",
         "CPU ms",
         "beyond limit",
+        "busiest process",
         "idle, cores",
         "generator's ms",
         "kB by read, write",
@@ -91,7 +92,7 @@ def tables(summary: dict[str, Any]) -> RenderableType:
         limit = summary["limit"]
         speed.add_row("limit", f"{limit['pictures_per_s']:.1f}", "1.00", "")
         latency.add_row("bare detector", f"{limit['bare_ms']:.1f}", "", "", "")
-        cost.add_row("limit", f"{limit['cpu_ms']:.1f}", "", "", "", "", "", f"{limit['resident_bytes'] / _MB:.0f}")
+        cost.add_row("limit", f"{limit['cpu_ms']:.1f}", "", "", "", "", "", "", f"{limit['resident_bytes'] / _MB:.0f}")
     for name, numbers in summary["contestants"].items():
         to_limit = summary["ratios"].get(f"{name}_to_limit")
         ours_to = summary["ratios"].get(f"ours_to_{name}")
@@ -107,6 +108,7 @@ def tables(summary: dict[str, Any]) -> RenderableType:
             name,
             f"{numbers['cpu_ms']:.1f}",
             _shown(overhead),
+            f"{numbers['busiest_part']:.0%}",
             f"{numbers['idle_cores']:.2f}",
             f"{numbers['generator_cpu_ms']:.1f}",
             f"{numbers['io_bytes'] / 1000:.0f}",

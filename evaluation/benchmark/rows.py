@@ -4,7 +4,7 @@ import hashlib
 import random
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from statistics import median
@@ -13,7 +13,7 @@ from sqlalchemy import Engine, insert
 
 from circles.detection import Detection, DetectorInfo
 from circles.geometry import Circle
-from circles.storage.database import Database
+from circles.storage.database import Database, encode_cursor
 from circles.storage.engine import open_migration_engine
 from circles.storage.image_records import ImageRecord, image_row, object_records, object_rows
 from circles.storage.schema import migrate
@@ -81,32 +81,23 @@ def _fill(engine: Engine, numbers: range) -> None:
 
 def _measure(database: Database, size: int, repeats: int) -> RowTimes:
     chance = random.Random(size)  # noqa: S311 - nothing secret
-    cursors = _cursors(database, repeats)
+    cursors = _cursors(chance, size, repeats)
     # Numbers beyond all that were ever filled in, other ones at each size.
     new = [_record(2**40 + size * repeats + index) for index in range(repeats)]
     return RowTimes(
         images=size,
         find_ms=_median_ms(repeats, lambda _: database.find(_image_id(chance.randrange(size)))),
         newest_page_ms=_median_ms(repeats, lambda _: database.page(_PAGE, None, None, 0.5)),
-        old_page_ms=_median_ms(repeats, lambda index: database.page(_PAGE, cursors[index % len(cursors)], None, 0.5)),
+        old_page_ms=_median_ms(repeats, lambda index: database.page(_PAGE, cursors[index], None, 0.5)),
         claim_ms=_median_ms(repeats, lambda _: database.claim_pending(10, 1.0)),
         add_ms=_median_ms(repeats, lambda index: database.add(new[index], _MAX_PENDING)),
         delete_ms=_median_ms(repeats, lambda index: database.delete(new[index].image_id)),
     )
 
 
-def _cursors(database: Database, count: int) -> list[str | None]:
-    """Where pages begin, one after the other from the newest on."""
-
-    def walked() -> Iterator[str | None]:
-        cursor: str | None = None
-        for _ in range(count):
-            cursor = database.page(_PAGE, cursor, None, 0.5).next_cursor
-            if cursor is None:
-                return
-            yield cursor
-
-    return list(walked()) or [None]
+def _cursors(chance: random.Random, size: int, count: int) -> list[str]:
+    """Of so many pages, each behind any of the images."""
+    return [encode_cursor(_record(chance.randrange(size))) for _ in range(count)]
 
 
 def _median_ms(repeats: int, ask: Callable[[int], object]) -> float:

@@ -16,6 +16,8 @@ class Usage:
 
     cpu_s_by_program: Mapping[str, float]
     """Processor time, in user and kernel mode, by ``program_of``."""
+    busiest_cpu_s: float
+    """That of the one process which used most."""
     io_bytes: int
     """What they read and wrote by read() and write(): files, pipes, and sockets where their library does it so."""
     loopback_bytes: int
@@ -27,6 +29,11 @@ class Usage:
     def cpu_s(self) -> float:
         """Processor time of all programs."""
         return sum(self.cpu_s_by_program.values())
+
+    @property
+    def busiest_part(self) -> float:
+        """The busiest process's part of all processor time; 0 when nothing was used."""
+        return self.busiest_cpu_s / self.cpu_s if self.cpu_s else 0.0
 
 
 class Meter:
@@ -46,15 +53,17 @@ class Meter:
         """What they used since the first look; those that came since count from nothing."""
         loopback_bytes = _loopback_bytes() - self._loopback_before
         cpu_s: defaultdict[str, float] = defaultdict(float)
-        io_bytes, resident_bytes = 0, 0
+        busiest_cpu_s, io_bytes, resident_bytes = 0.0, 0, 0
         for process in _with_descendants(self._find()):
             cpu_before, io_before = self._before.get(process.pid, (0.0, 0))
             cpu_now, io_now = _counters(process)
             io_bytes += max(0, io_now - io_before)
             with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                cpu_s[program_of(process.cmdline())] += max(0.0, cpu_now - cpu_before)
+                used_s = max(0.0, cpu_now - cpu_before)
+                cpu_s[program_of(process.cmdline())] += used_s
+                busiest_cpu_s = max(busiest_cpu_s, used_s)
                 resident_bytes += process.memory_full_info().pss
-        return Usage(cpu_s, io_bytes, loopback_bytes, resident_bytes)
+        return Usage(cpu_s, busiest_cpu_s, io_bytes, loopback_bytes, resident_bytes)
 
 
 _ACTOR = re.compile(r"ray::(?:ServeReplica:\w+:)?(\w+)")

@@ -98,6 +98,12 @@ need_cluster() {
     cluster_exists || fail "there is no Kind cluster '$cluster'" "just dev --k8s makes it"
 }
 
+need_context() { # the context, by the user's name for it
+    need kubectl
+    kubectl config get-contexts "$context" >/dev/null 2>&1 ||
+        fail "there is no context '$context'" "kubectl config get-contexts lists them"
+}
+
 apply() { # apply ARGUMENT...: as if nobody else had a say in these objects
     kubectl apply --server-side --force-conflicts --field-manager circles "$@" >/dev/null
 }
@@ -130,16 +136,22 @@ show_pods() {
 }
 
 renew_cluster() { # if KubeRay does not: under `upgradeStrategy: None` it leaves a cluster as it is, whatever is applied
-    local strategy description present
-    strategy=$(kubectl get rayservice circles --namespace circles --output 'jsonpath={.spec.upgradeStrategy.type}')
+    local state strategy generation description present running of_service=ray.io/originated-from-cr-name=circles
+    state=$(kubectl get rayservice circles --namespace circles \
+        --output 'jsonpath={.spec.upgradeStrategy.type},{.metadata.generation}')
+    IFS=, read -r strategy generation <<<"$state"
     [ "$strategy" = None ] || return 0
     description=$(kubectl get rayservice circles --namespace circles --output 'jsonpath={.spec.rayClusterConfig}' |
         cksum)
     present=$(kubectl get rayservice circles --namespace circles \
         --output 'jsonpath={.metadata.annotations.circles\.example\.org/cluster}')
-    if [ -n "$present" ] && [ "$present" != "$description" ]; then
+    # What a cluster was made of that nobody wrote down (the first deployment was cut off, or made by other words) is known
+    # only while the object is as it was made.
+    [ -n "$present" ] || [ "$generation" != 1 ] || present=$description
+    running=$(kubectl get rayclusters --namespace circles --selector "$of_service" --output name)
+    if [ -n "$running" ] && [ "$present" != "$description" ]; then
         step "the Ray cluster starts anew; until then nothing answers"
-        kubectl delete rayclusters --namespace circles --selector ray.io/originated-from-cr-name=circles >/dev/null
+        kubectl delete rayclusters --namespace circles --selector "$of_service" >/dev/null
         # Its operator has noticed, so that what it says from here on is about the new one.
         # By its path: kubectl passes over a condition that is older than the object's last change.
         kubectl wait rayservice circles --namespace circles --timeout 2m \

@@ -15,10 +15,11 @@ main() {
         fail "which cluster? Only one that is named is touched, never just the current one" "$usage" \
             "here are: $(command kubectl config get-contexts --output name | tr '\n' ' ')"
     fi
-    kubectl config get-contexts "$context" >/dev/null 2>&1 ||
-        fail "there is no context '$context'" "kubectl config get-contexts lists them"
+    need_context
     local overlay=kuberay/overlays/$environment
 
+    step "the environment of $context"
+    refuse_another_environment
     step "the parts of $overlay fit each other"
     "$python" -m serve_app.manifests "$overlay"
 
@@ -54,6 +55,14 @@ read_arguments() {
         shift
     done
     [ -n "$environment" ] || fail "which environment?" "$usage"
+}
+
+refuse_another_environment() { # all of them are the same objects: one would take the other's place, and its data
+    local present
+    present=$(kubectl get namespace circles --ignore-not-found --output 'jsonpath={.metadata.labels.environment}')
+    [ -z "$present" ] || [ "$present" = "$environment" ] ||
+        fail "$context has environment '$present', and a cluster has one: '$environment' would take its place" \
+            "if that is meant, and its data is safe: kubectl --context $context label namespace circles --overwrite environment=$environment"
 }
 
 has_changes() { # has_changes OVERLAY: shows them

@@ -4,8 +4,14 @@
 # shellcheck source=SCRIPTDIR/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
+# What all pods together reserve, those of Kubernetes itself too, lies below. A machine of 8 GiB shows some less than that.
+cores=4
+memory_bytes=$((7 * 1024 * 1024 * 1024))
+
 main() {
     need docker kind kubectl helm
+    need_docker
+    need_room
     # Not every system leads names under localhost to itself.
     "$python" -c 'import socket, sys; socket.getaddrinfo(sys.argv[1], 443)' "$host" 2>/dev/null ||
         fail "the name $host leads nowhere on this machine" "echo '127.0.0.1 $host' | sudo tee -a /etc/hosts"
@@ -22,6 +28,16 @@ main() {
     roll_out
     step "the model server is ready (InferenceService circle-detector)"
     await true model_server_is_ready || tell_state circles-serving inferenceservice/circle-detector
+}
+
+need_room() {
+    local there its_cores its_bytes
+    there=$(docker info --format '{{.NCPU}} {{.MemTotal}}')
+    read -r its_cores its_bytes <<<"$there"
+    if [ "$its_cores" -lt "$cores" ] || [ "$its_bytes" -lt "$memory_bytes" ]; then
+        fail "Docker has $its_cores cores and $((its_bytes / 1024 / 1024)) MiB; this wants $cores cores and 8 GiB" \
+            "in Docker Desktop they are given under Settings, Resources"
+    fi
 }
 
 image() { # image NAME TARGET NAMESPACE: built, and in the node; pods in the namespace that run an older one start again

@@ -1,10 +1,16 @@
-"""Duplicates among detections."""
+"""Detectors by their names, and duplicates among detections."""
 
+import subprocess
+import sys
 import tracemalloc
 
 import numpy as np
+import pytest
 
 from circles.detection import Detection, circles_array, suppress_duplicates
+from circles.detectors import DetectorName, default_min_score, detector_info, load_detector
+from circles.detectors.heatmap import HeatmapDetector
+from circles.detectors.runtimes import OnnxRuntime
 from circles.geometry import Circle, pairwise_circle_iou
 
 
@@ -59,3 +65,48 @@ def test_suppression_of_many_takes_no_memory_by_their_square() -> None:
         assert tracemalloc.get_traced_memory()[1] < 50 * 2**20  # all overlaps would be 3 GB
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("asked", "absent", "loaded"),
+    [
+        ("heatmap", (), "heatmap"),
+        ("heatmap", ("onnxruntime",), "heatmap-torch"),
+        ("heatmap", ("onnxruntime", "torch"), "hough"),
+        ("heatmap-torch", (), "heatmap-torch"),
+        ("heatmap-torch", ("torch",), "heatmap"),
+        ("heatmap-torch", ("safetensors",), "heatmap"),
+        ("heatmap-torch", ("onnxruntime", "torch"), "hough"),
+        ("hough", ("onnxruntime", "torch"), "hough"),
+    ],
+)
+def test_what_stands_in_has_its_own_name_and_threshold(
+    asked: DetectorName,
+    absent: tuple[str, ...],
+    loaded: DetectorName,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    expected_min_score = default_min_score(loaded)
+    for name in absent:
+        monkeypatch.setitem(sys.modules, name, None)  # what makes Python say that it is not there
+    detector = load_detector(asked)
+    assert detector_info(asked) == detector.info
+    assert detector.info.name == loaded.removesuffix("-torch")
+    assert default_min_score(asked) == expected_min_score
+    if isinstance(detector, HeatmapDetector):
+        assert isinstance(detector._runtime, OnnxRuntime) == (loaded == "heatmap")
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) == (asked != loaded)
+    assert all(f"{loaded} instead of {asked}" in warning for warning in warnings)
+
+
+def test_name_and_threshold_are_told_without_loading_what_detects() -> None:
+    """Whoever routes pictures, and detects in none, would take seconds and hundreds of MB for it."""
+    code = (
+        "import sys; from circles.detectors import default_min_score, detector_info; "
+        "[(default_min_score(name), detector_info(name)) for name in ('heatmap', 'heatmap-torch')]; "
+        "print({'torch', 'onnxruntime'} & {*sys.modules})"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "set()"

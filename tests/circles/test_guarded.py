@@ -1,6 +1,8 @@
 """A detector in a process of its own, and pictures that are deadly to it."""
 
+import hashlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -38,6 +40,12 @@ def process_of(guarded: GuardedDetector) -> psutil.Process:
     return psutil.Process(guarded._process._process.pid)
 
 
+def pictures_in_work(caplog: pytest.LogCaptureFixture) -> list[int]:
+    """How many there were at each death."""
+    told = (re.search(r"with (\d+) pictures in work", record.getMessage()) for record in caplog.records)
+    return [int(match.group(1)) for match in told if match]
+
+
 def test_answers_are_those_of_the_detector_itself() -> None:
     files = [disc_jpeg(1), b"no picture", disc_jpeg(2)]
     guarded = GuardedDetector(Settings())
@@ -57,6 +65,18 @@ def test_deadly_picture_fails_and_its_company_does_not(deadly: GuardedDetector, 
     assert isinstance(fails, DetectionFailedError)
     assert isinstance(before, ImageDetections)
     assert isinstance(after, ImageDetections)
+
+
+def test_picture_that_is_alone_ends_two_processes(deadly: GuardedDetector, caplog: pytest.LogCaptureFixture) -> None:
+    (fails,) = deadly.detect([picture(KILLED)])
+    assert isinstance(fails, DetectionFailedError)
+    assert pictures_in_work(caplog) == [1, 1]
+
+
+def test_deaths_in_company_are_nobodys(deadly: GuardedDetector, caplog: pytest.LogCaptureFixture) -> None:
+    """The first process died of one of two, and two more of the one alone."""
+    deadly.detect([picture(20), picture(KILLED)])
+    assert pictures_in_work(caplog) == [2, 1, 1]
 
 
 def test_picture_known_to_be_deadly_ends_no_further_process(deadly: GuardedDetector) -> None:
@@ -92,6 +112,14 @@ def test_process_that_takes_nothing_is_replaced(deadly: GuardedDetector) -> None
 def test_process_that_somebody_killed_convicts_nobody(deadly: GuardedDetector) -> None:
     process_of(deadly).kill()
     assert all(isinstance(outcome, ImageDetections) for outcome in deadly.detect([picture(20), picture(21)]))
+
+
+def test_process_that_ended_with_nothing_in_work_died_of_no_picture(deadly: GuardedDetector) -> None:
+    """Else it would be the second death of one that another process has died of."""
+    deadly._deaths[hashlib.sha256(picture(20)).digest()] = 1
+    process_of(deadly).kill()
+    wait_until(lambda: deadly._process is not None and deadly._process.has_ended)
+    assert isinstance(deadly.detect([picture(20)])[0], ImageDetections)
 
 
 def test_largest_allowed_picture_fits_into_the_memory() -> None:

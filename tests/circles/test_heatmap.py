@@ -12,7 +12,6 @@ import torch
 from circles.detection import Detection, circles_array
 from circles.detectors import default_min_score, load_detector
 from circles.detectors.heatmap import HeatmapDetector
-from circles.detectors.hough import HoughDetector
 from circles.detectors.protocol import Detector
 from circles.detectors.rim import RAY_COUNT, STEP_COUNT, Strips
 from circles.detectors.runtimes import Array, Calibration, OnnxRuntime, Runtime
@@ -316,23 +315,6 @@ def test_shipped_form_says_what_the_reference_says(detector: Detector) -> None:
     assert score.max() < 0.001
     assert np.mean(worst_px < 0.01) > 0.9
     assert worst_px.max() < 0.25
-
-
-@pytest.mark.parametrize(
-    ("missing", "expected"),
-    [((), "heatmap"), (("onnxruntime",), "heatmap"), (("onnxruntime", "torch"), "hough")],
-    ids=["all there", "without ONNX Runtime", "without PyTorch too"],
-)
-def test_what_stands_in_for_what_is_not_installed(
-    monkeypatch: pytest.MonkeyPatch, missing: tuple[str, ...], expected: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.delitem(sys.modules, "circles.detectors.torch_runtime", raising=False)
-    for name in missing:
-        monkeypatch.setitem(sys.modules, name, None)  # what makes Python say that it is not there
-    detector = load_detector("heatmap")
-    assert isinstance(detector, HeatmapDetector if expected == "heatmap" else HoughDetector)
-    assert detector.info.name == expected
-    assert len(caplog.records) == len(missing)
 
 
 def test_shipped_form_needs_no_torch() -> None:

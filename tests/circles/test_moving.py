@@ -1,5 +1,6 @@
 """Copying, backing up, checking and purging: complete, compared, and safe to interrupt."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -155,6 +157,17 @@ def test_copy_that_is_interrupted_again_and_again_ends_complete(local: Place, pl
     }
 
 
+@pytest.mark.parametrize("world", NAMES[1:2], indirect=True)
+def test_a_service_is_moved_by_its_new_addresses(local: Place, place: Place) -> None:
+    fill(local.open_book(), 5)
+    bytes_first = run(place, "copy", "--from", local.storage_url, "--to", place.storage_url)
+    assert bytes_first.returncode == 1
+    assert "copy its rows first" in bytes_first.stderr
+    for source, target in ((local.database_url, place.database_url), (local.storage_url, place.storage_url)):
+        assert "5 images copied" in run(place, "copy", "--from", source, "--to", target).stdout
+    assert run(place, "check", "--deep").returncode == 0
+
+
 def test_backup_brings_everything_back(place: Place, tmp_path: Path, world: World) -> None:
     records = fill(place.open_book(max_pending=100), 8)
     backup = tmp_path / "backup"
@@ -168,6 +181,163 @@ def test_backup_brings_everything_back(place: Place, tmp_path: Path, world: Worl
         assert book.get(record.image_id) == record
         assert book.load(record) == f"bytes {number}".encode()
     empty.close()
+
+
+def contents(place: Place) -> list[ImageRecord]:
+    """All images, whose bytes are there, and no others'."""
+    (database,), (store,) = databases(place), stores(place)
+    records = list(database.walk())
+    assert last(moving.check(database, store, -3600, reads_bytes=True)).is_well
+    return records
+
+
+def test_later_backup_becomes_what_the_service_has_then(place: Place, tmp_path: Path, world: World) -> None:
+    book = place.open_book(max_pending=100)
+    kept, finished, again, deleted, twice = fill(book, 5)
+    folder = tmp_path / "backup"
+    assert run(place, "backup", "--to", str(folder)).returncode == 0
+    book.finish(finished, found(0.7))
+    book.delete(deleted.image_id)
+    for number, record in enumerate((again, twice), start=1):
+        book.delete(record.image_id)
+        add(book, bytes_of(record), found(number / 10))
+    add(book, b"new", found(0.9))
+    second = run(place, "backup", "--to", str(folder))
+    assert "5 images in" in second.stdout, second.stderr
+    backup = Place(f"sqlite:///{folder}/db.sqlite3", f"file:{folder}/images")
+    expected = contents(place)
+    assert contents(backup) == expected
+    assert kept in expected
+    empty = world.new_place(tmp_path / "empty")
+    restored = run(empty, "restore", "--from", str(folder))
+    assert "5 images restored" in restored.stdout, restored.stderr
+    assert contents(empty) == expected
+    backup.close()
+    empty.close()
+
+
+def bytes_of(record: ImageRecord) -> bytes:
+    """What ``fill`` made it of."""
+    candidates = (f"bytes {number}".encode() for number in itertools.count())
+    return next(candidate for candidate in candidates if image_id_of(candidate) == record.image_id)
+
+
+@pytest.fixture
+def backup(tmp_path: Path) -> Iterator[Place]:
+    """An empty folder for one."""
+    backup = World("backup").new_place(tmp_path / "backup")
+    yield backup
+    backup.close()
+
+
+def back_up(source: Place, backup: Place) -> Iterator[ImageRecord]:
+    (rows, copied_rows), (files, copied_files) = databases(source, backup), stores(source, backup)
+    return moving.back_up(rows, files, copied_rows, copied_files)
+
+
+def test_image_that_is_deleted_while_it_is_backed_up_leaves_no_row(local: Place, backup: Place) -> None:
+    book = local.open_book(max_pending=100)
+    fill(book, 4)
+    steps = back_up(local, backup)
+    first = next(steps)  # all rows are read by now
+    second, third, fourth = [record for record in contents(local) if record != first]
+    book.delete(third.image_id)
+    assert list(steps) == [second, fourth]
+    assert contents(backup) == [first, second, fourth]
+
+
+def test_bytes_that_the_service_lost_stay_in_the_backup(local: Place, backup: Place) -> None:
+    records = sorted(fill(local.open_book(max_pending=100), 3), key=lambda record: record.image_id)
+    list(back_up(local, backup))
+    stores(local)[0].delete(records[1].storage_key)
+    list(back_up(local, backup))
+    assert contents(backup) == records
+
+
+def test_row_without_bytes_is_neither_kept_in_a_backup_nor_restored(
+    local: Place, backup: Place, place: Place, tmp_path: Path
+) -> None:
+    records = sorted(fill(local.open_book(max_pending=100), 3), key=lambda record: record.image_id)
+    list(back_up(local, backup))
+    stores(backup)[0].delete(records[1].storage_key)
+    restored = run(place, "restore", "--from", str(tmp_path / "backup" / "data"))
+    assert "2 images restored" in restored.stdout, restored.stderr
+    assert "1 have no bytes" in restored.stdout
+    assert contents(place) == [records[0], records[2]]
+    stores(local)[0].delete(records[1].storage_key)
+    list(back_up(local, backup))
+    assert contents(backup) == [records[0], records[2]]
+
+
+class CrashError(Exception):
+    """Ends a work as a crash would."""
+
+
+class Interrupted:
+    """Passes calls on to a database or a store, until as many as are left of them all together were made."""
+
+    def __init__(self, part: object, left: Iterator[int]) -> None:
+        self._part = part
+        self._left = left
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*arguments: Any, **named: Any) -> Any:
+            if next(self._left, None) is None:
+                raise CrashError
+            return getattr(self._part, name)(*arguments, **named)
+
+        return call
+
+
+@pytest.mark.parametrize("is_restored", [False, True], ids=["backup", "restore"])
+def test_interrupted_anywhere_it_has_rows_with_bytes_alone_and_goes_on(
+    local: Place, backup: Place, tmp_path: Path, is_restored: bool
+) -> None:
+    book = local.open_book(max_pending=100)
+    records = fill(book, 3)
+    throughout: set[str] = set()
+    if not is_restored:  # what is replaced, removed and brought up to date
+        list(back_up(local, backup))
+        book.delete(records[0].image_id)
+        book.delete(records[1].image_id)
+        add(book, b"bytes 1", found(0.7))
+        book.finish(records[2], found(0.6))
+        throughout = {record.image_id for record in records[1:]}
+    (rows, copied_rows), (files, copied_files) = databases(local, backup), stores(local, backup)
+    work = moving.restore if is_restored else moving.back_up
+    calls, is_done = 0, False
+    while not is_done:
+        left = iter(range(calls))
+        target = cast("Database", Interrupted(copied_rows, left)), cast("ImageStore", Interrupted(copied_files, left))
+        try:
+            list(work(rows, files, *target))
+            is_done = True
+        except CrashError:
+            calls += 1
+        assert last(moving.check(copied_rows, copied_files, 3600, reads_bytes=True)).is_well
+        assert throughout <= {record.image_id for record in copied_rows.walk()}
+    assert calls > 10
+    assert contents(backup) == contents(local)
+
+
+def test_half_written_file_of_an_interrupted_copy_is_written_anew(local: Place, tmp_path: Path) -> None:
+    (record,) = fill(local.open_book(), 1)
+    (source,) = stores(local)
+    target = open_image_store(f"file:{tmp_path}/target")
+    (tmp_path / "target" / f"{record.storage_key}.part").write_bytes(b"by")
+    assert list(moving.copy_bytes(iter([record]), source, target)) == [record]
+    assert set(target.keys_older_than(-3600)) == {record.storage_key}
+
+
+def test_folder_in_use_is_not_backed_up_into(local: Place, tmp_path: Path) -> None:
+    """Another backup, or a service whose files would be taken for what the backup should not have."""
+    fill(local.open_book(), 1)
+    folder = tmp_path / "backup"
+    for used in (folder, folder / "images"):
+        lock = DataFolderLock(used, holder="somebody else")
+        assert "somebody else" in run(local, "backup", "--to", str(folder)).stderr
+        lock.release()
+    assert "1 images in" in run(local, "backup", "--to", str(folder)).stdout
 
 
 def test_check_finds_and_fix_removes_what_does_not_agree(place: Place) -> None:
@@ -203,6 +373,52 @@ def test_fix_does_not_believe_in_a_store_that_has_next_to_nothing(place: Place) 
     with pytest.raises(CopyError, match=r"3 of 4 images .* is this the right store"):
         moving.fix(book, store, last(moving.check(database, store, 0, reads_bytes=False)))
     assert database.count() == 4
+
+
+def test_check_lists_the_store_once(local: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(local.open_book(), 2)
+    (database,), (store,) = databases(local), stores(local)
+    listed: list[Path] = []
+    iterdir = Path.iterdir
+
+    def noted_iterdir(path: Path) -> Iterator[Path]:
+        listed.append(path)
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", noted_iterdir)
+    assert last(moving.check(database, store, 3600, reads_bytes=True)).is_well
+    assert len(listed) == len(set(listed)) == 256
+
+
+def test_fix_spares_what_was_uploaded_again_since(place: Place) -> None:
+    book = place.open_book(max_pending=100)
+    (database,), (store,) = databases(place), stores(place)
+    lost, damaged, gone, *_ = fill(book, 8)
+    store.delete(lost.storage_key)
+    store.delete(gone.storage_key)
+    _replace(store, damaged, b"other")
+    findings = last(moving.check(database, store, 3600, reads_bytes=True))
+    for record in (lost, damaged, gone):
+        book.delete(record.image_id)
+    newer = [add(book, image_bytes, found(0.9))[0] for image_bytes in (b"bytes 0", b"bytes 1")]
+    moving.fix(book, store, findings)
+    assert [book.get(record.image_id) for record in newer] == newer
+    assert len(contents(place)) == 7
+
+
+def test_purge_spares_what_was_uploaded_again_since(place: Place) -> None:
+    """By a client, while this one and another replica go through the same list."""
+    book, other = place.open_book(max_pending=100), place.open_book(max_pending=100)
+    fill(book, 3)
+    purging = book.purge(0)
+    first = next(purging)  # the list is read by now
+    second, third = [record for record in contents(place) if record.image_id != first]
+    other.delete(second.image_id)
+    other.delete(third.image_id)
+    newer, _ = add(other, bytes_of(third), found(0.9))
+    assert list(purging) == []
+    assert contents(place) == [newer]
+    assert other.load(newer) == bytes_of(third)
 
 
 def test_purge_removes_old_images_with_their_bytes(place: Place) -> None:

@@ -1,5 +1,6 @@
 """Files and rows as one promise, on every combination of database and store."""
 
+import logging
 import multiprocessing
 import random
 import threading
@@ -21,6 +22,7 @@ from circles.errors import (
     StorageUnavailableError,
 )
 from circles.storage.database import Database
+from circles.storage.folder import FolderStore
 from circles.storage.image_records import ImageRecord
 from circles.storage.images import open_image_store
 from circles.storage.records import RecordBook, image_id_of
@@ -222,6 +224,40 @@ def test_sweep_removes_only_old_bytes_that_no_row_names(place: Place, book: Reco
     assert place.stored_keys() == {named.storage_key, staged, orphan}
     assert book.sweep(grace_s=-3600) == 1
     assert place.stored_keys() == {named.storage_key, staged}
+
+
+def test_keys_are_looked_up_however_many_they_are(book: RecordBook) -> None:
+    """More than any database takes parameters in a statement."""
+    named, _ = add(book, b"named", found(0.9))
+    others = [f"{number:02x}" for number in range(300_000)]
+    assert list(book._database.unnamed_keys([*others, named.storage_key])) == others
+
+
+class StuckStore(FolderStore):
+    """Removes nothing."""
+
+    def delete(self, key: str) -> None:
+        raise StorageUnavailableError(f"{key} is stuck")
+
+
+def test_file_that_cannot_be_removed_hides_no_answer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Of what gets no row: the reason is told to the client, the file left to a sweep."""
+    database = Database(f"sqlite:///{tmp_path}/db.sqlite3", migrates=True)
+    book = RecordBook(StuckStore(tmp_path / "images"), database, max_pending=1)
+    first, _ = add(book, b"bytes")
+    with caplog.at_level(logging.WARNING, "circles.storage.records"):
+        with pytest.raises(BacklogFullError):
+            add(book, b"one too many")
+        assert add(book, b"bytes", found(0.9)) == (first, False)
+        key = book.stage(image_id_of(b"broken"), b"broken", HEADER.media_type)
+        book.discard(key)
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 3
+    assert told[-1] == f"{key}, which gets no row, stays until a sweep: {key} is stuck"
+    working = RecordBook(FolderStore(tmp_path / "images"), database, max_pending=1)
+    assert working.sweep(grace_s=0) == 3
+    assert working.load(first) == b"bytes"
+    working.close()
 
 
 def test_moments_keep_their_microseconds(book: RecordBook) -> None:

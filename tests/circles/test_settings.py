@@ -81,7 +81,7 @@ def test_secrets_of_the_environment_are_read_where_they_are_needed(monkeypatch: 
     kept = pickle.dumps(settings.without_environment_secrets())
     assert b"hidden" not in kept
     monkeypatch.setenv("API_KEYS", "replaced")
-    read = pickle.loads(kept).with_environment_secrets()  # noqa: S301 - its own
+    read = pickle.loads(kept).with_environment_secrets()
     assert read.api_key_list == ["replaced"]
     assert read.database_url == "mysql+pymysql://me:hidden@db/x"
     assert (read.storage_url, read.ingress_replicas) == ("s3://other", 2)  # arguments win, here as well

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -144,6 +145,35 @@ def test_durable_before_the_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("circles.storage.folder.os.fsync", noted_fsync)
     store.save(key, b"bytes", "image/png")
     assert events == ["fsync .part, final: False", "fsync folder, final: True"]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        FolderStore,
+        lambda folder: Database(f"sqlite:///{folder}/db.sqlite3", migrates=True).close(),
+        lambda folder: DataFolderLock(folder, holder="a service").release(),
+    ],
+    ids=["images", "database", "lock"],
+)
+def test_each_new_folder_is_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], object]
+) -> None:
+    """What names it is fsynced, all the way up to what was there before."""
+    names: dict[Path, set[str]] = {}
+    fsync = os.fsync
+
+    def noted_fsync(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        if path.is_dir():
+            names[path] = {each.name for each in path.iterdir()}
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    make(tmp_path / "new" / "data" / "images")
+    assert "new" in names[tmp_path]
+    assert "data" in names[tmp_path / "new"]
+    assert "images" in names[tmp_path / "new" / "data"]
 
 
 def test_database_is_durable_by_its_settings(tmp_path: Path) -> None:

@@ -21,18 +21,22 @@ FRESH = {
     "clusters": "",
     "others": "",  # clusters that stay when ours is deleted
     "node_running": "true",
+    "engine": "4 8323006464",  # cores and bytes of memory
     "contexts": "elsewhere",
     "current_context": "elsewhere",
     "port-30080": "80",
     "port-30443": "443",
     "image-circles:local": "sha256:1",
     "image-circles-kserve:local": "sha256:2",
-    # The application, as Kubernetes would tell: whether its namespace is there, and of its RayService the strategy, the
-    # description of the cluster, and generation, observed generation, Ready, UpgradeInProgress.
+    # The application, as Kubernetes would tell: whether its namespace is there, and of which environment; of its
+    # RayService the strategy, the description of the cluster, and generation, observed generation, Ready,
+    # UpgradeInProgress; the clusters made of it.
     "namespace": "",
+    "environment": "",
     "strategy": "None",
     "description": "{}",
     "readiness": "1,1,True,False",
+    "rayclusters": "raycluster.ray.io/circles-x7k2p",
     "pods": "pod/circles-head\npod/circles-ingress",
     "diff": "1",
     # A part of a command line; calls that have it fail, or last until a signal.

@@ -24,6 +24,7 @@ is_about() { # is_about NAME: whether the file names a part of this call
 
 docker() {
     case $* in
+        info\ --format\ *) state engine ;;
         inspect\ *) state node_running ;;
         start\ *) put node_running true ;;
         image\ inspect\ *) state "image-${*: -1}" ;;
@@ -41,6 +42,7 @@ kind() {
             put clusters circles
             know_context
             put namespace ""
+            put environment ""
             # Nothing is in it yet.
             for file in "$STAND_IN"/releases/* "$STAND_IN"/annotations/*; do
                 [[ ! -e $file ]] || : >"$file"
@@ -91,14 +93,22 @@ kubectl() {
             key=annotations/$2-${key%\}}
             [[ ! -e $STAND_IN/$key ]] || state "$key"
             ;;
-        get\ rayservice\ *upgradeStrategy*) state strategy ;;
+        get\ rayservice\ *upgradeStrategy*)
+            key=$(state readiness)
+            printf '%s,%s' "$(state strategy)" "${key%%,*}"
+            ;;
         get\ rayservice\ *rayClusterConfig*) state description ;;
         get\ rayservice\ *generation*) state readiness ;;
+        get\ namespace\ *labels.environment*) state environment ;;
         get\ namespace\ *) state namespace ;;
+        get\ rayclusters\ *) state rayclusters ;;
         get\ pods\ *--output\ name) state pods ;;
         get\ secret\ *) echo "-----BEGIN CERTIFICATE-----" ;;
         get\ *) echo "what there is: $*" ;;
-        apply\ --server-side*kuberay/overlays/*) put namespace namespace/circles ;;
+        apply\ --server-side*kuberay/overlays/*)
+            put namespace namespace/circles
+            put environment "${all##*/}"
+            ;;
         diff\ *)
             echo "+ a difference"
             return "$(state diff)"

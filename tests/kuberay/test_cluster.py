@@ -142,12 +142,23 @@ def test_engine_that_does_not_answer_is_told(checkout: Checkout) -> None:
         assert "Docker does not answer" in done.stderr
 
 
+@pytest.mark.parametrize("engine", ["3 16000000000", "8 6000000000"], ids=["cores", "memory"])
+def test_engine_that_is_too_small_is_told_before_anything_is_done(checkout: Checkout, engine: str) -> None:
+    checkout.set(engine=engine)
+    done = checkout.run("up.sh")
+    assert done.returncode == 1
+    cores, memory_bytes = engine.split()
+    has = f"Docker has {cores} cores and {int(memory_bytes) // 2**20} MiB"
+    assert f"error: {has}; this wants 4 cores and 8 GiB" in done.stderr
+    assert {call.partition(" --")[0] for call in checkout.calls()} == {"docker info"}
+
+
 def test_unknown_name_is_told_before_anything_is_done(checkout: Checkout) -> None:
     checkout.set(failing="python -c import socket")
     done = checkout.run("up.sh")
     assert done.returncode == 1
     assert "/etc/hosts" in done.stderr
-    assert [call for call in checkout.calls() if not call.startswith("python")] == []
+    assert [call for call in checkout.calls() if not call.startswith(("python", "docker info"))] == []
 
 
 def test_every_call_names_the_kind_cluster(checkout: Checkout) -> None:
@@ -317,12 +328,15 @@ def test_dev_stays_until_ctrl_c_and_leaves_the_cluster_alone(running: Checkout) 
 
 
 @pytest.mark.parametrize("is_ended_alone", [False, True], ids=["Ctrl-C", "SIGTERM"])
-def test_followed_logs_leave_nothing_behind(running: Checkout, is_ended_alone: bool) -> None:
+@pytest.mark.parametrize("context", ["kind-circles", "elsewhere"])
+def test_followed_logs_leave_nothing_behind(running: Checkout, is_ended_alone: bool, context: str) -> None:
     def following() -> list[int]:
-        return [call.pid for call in running.records() if " -F " in call.line]
+        return [call.pid for call in running.records() if f"--context {context} " in call.line and " -F " in call.line]
 
-    done = running.interrupt("logs.sh", "--follow", when=lambda: len(following()) == 2, is_ended_alone=is_ended_alone)
+    words = ("--follow", "--context", context)
+    done = running.interrupt("logs.sh", *words, when=lambda: len(following()) == 2, is_ended_alone=is_ended_alone)
     assert done.returncode == 0, done.stderr
+    assert ("just clean --k8s" in done.stdout) is (context == "kind-circles")
     wait_until(lambda: not any(psutil.pid_exists(pid) for pid in following()))
 
 
@@ -357,6 +371,17 @@ def test_logs_are_shown_with_their_pods_names(running: Checkout) -> None:
     assert re.findall(r"^(\S+): said", said, re.MULTILINE) == ["circles-head", "circles-ingress"]
     running.set(pods="")
     assert "no pod of the application runs" in running.run("logs.sh", "-f").stderr
+
+
+def test_logs_are_those_of_the_context_that_is_named(running: Checkout) -> None:
+    running.set(contexts="elsewhere\nproduction")
+    said = running.succeed("logs.sh", "--context", "production")
+    assert re.findall(r"^(\S+): said", said, re.MULTILINE) == ["circles-head", "circles-ingress"]
+    assert {call.partition(" production ")[0] for call in running.calls()} == {"kubectl --context"}
+    running.set(pods="")
+    assert "kubectl --context production --namespace" in running.run("logs.sh", "--context=production").stderr
+    assert "there is no context 'nowhere'" in running.run("logs.sh", "-f", "--context", "nowhere").stderr
+    assert "logs.sh [-f] [--context NAME]" in running.run("logs.sh", "--context").stderr
 
 
 def test_clean_takes_the_application_off_and_leaves_the_cluster(running: Checkout) -> None:

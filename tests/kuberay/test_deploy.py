@@ -93,9 +93,11 @@ def test_first_deployment_lists_what_will_be_there(checkout: Checkout) -> None:
 @pytest.mark.parametrize(
     ("failing", "step"),
     [
-        ("get namespace circles", "what changes in production"),
+        ("get namespace circles", "the environment of production"),
+        ("get namespace circles --ignore-not-found --output name", "what changes in production"),
         ("apply --server-side", "apply kuberay/overlays/dev to production"),
         ("get rayservice circles", "apply kuberay/overlays/dev to production"),
+        ("get rayclusters", "apply kuberay/overlays/dev to production"),
         ("annotate rayservice", "apply kuberay/overlays/dev to production"),
     ],
 )
@@ -136,6 +138,46 @@ def test_changed_pods_replace_a_cluster_that_kuberay_leaves_alone(checkout: Chec
     said = checkout.succeed("deploy.sh", "stage", "--context", "production", "--yes")
     assert "the Ray cluster starts anew" in said
     assert sum("delete rayclusters" in call for call in checkout.calls()) == 1
+
+
+@pytest.mark.parametrize(
+    ("generation", "rayclusters", "is_renewed"),
+    [
+        pytest.param(2, "raycluster.ray.io/circles-x7k2p", True, id="made by other words, then changed"),
+        pytest.param(1, "raycluster.ray.io/circles-x7k2p", False, id="never changed"),
+        pytest.param(2, "", False, id="no cluster yet"),
+    ],
+)
+def test_a_cluster_that_nobody_wrote_down_is_not_taken_for_the_new_one(
+    checkout: Checkout, generation: int, rayclusters: str, is_renewed: bool
+) -> None:
+    """What it was made of is not known after a plain `kubectl apply`, or a first deployment that was cut off."""
+    checkout.set(readiness=f"{generation},{generation},True,False", rayclusters=rayclusters)
+    said = checkout.succeed("deploy.sh", "stage", "--context", "production", "--yes")
+    assert ("the Ray cluster starts anew" in said) is is_renewed
+    assert any("delete rayclusters" in call for call in checkout.calls()) is is_renewed
+    checkout.forget()
+    checkout.succeed("deploy.sh", "stage", "--context", "production", "--yes")
+    assert not any("delete rayclusters" in call for call in checkout.calls())
+
+
+def test_first_deployment_that_was_cut_off_is_caught_up_with(checkout: Checkout) -> None:
+    """What it had applied runs until the next one, which has something else."""
+    checkout.set(namespace="", failing="get rayservice circles")
+    assert checkout.run("deploy.sh", "stage", "--context", "production", "--yes").returncode == 1
+    checkout.set(failing="", description='{"image": "newer"}', readiness="2,2,True,False")
+    assert "the Ray cluster starts anew" in checkout.succeed("deploy.sh", "stage", "--context", "production", "--yes")
+
+
+def test_another_environments_cluster_is_refused(checkout: Checkout) -> None:
+    checkout.succeed("deploy.sh", "prod", "--context", "production", "--yes")
+    checkout.forget()
+    done = checkout.run("deploy.sh", "stage", "--context", "production", "--yes")
+    assert done.returncode == 1
+    assert "error: production has environment 'prod'" in done.stderr
+    assert "label namespace circles --overwrite environment=stage" in done.stderr
+    assert changes(checkout) == []
+    checkout.succeed("deploy.sh", "prod", "--context", "production", "--yes")
 
 
 def test_missing_kubectl_is_named(checkout: Checkout) -> None:

@@ -14,7 +14,7 @@ from deployments.api import create_api
 from deployments.inference.requests import MAX_INSTANCES
 from deployments.inference.served_model import AT_ONCE
 from deployments.inference.v2_grpc import SERVICE_NAME
-from deployments.routes.images import _BATCH_CONCURRENCY
+from deployments.routes.images import _BATCH_AT_ONCE
 from deployments.services import open_services
 from deployments.uploads import _FIELD_OVERHEAD_BYTES, MAX_BATCH_FILES
 from serve_app.processes import ROOT
@@ -85,7 +85,7 @@ def longest_s(settings: Settings) -> dict[str, float]:
     upload_s = max(settings.detection_timeout_s, settings.storage_timeout_s) + settings.database_timeout_s
     inference_s = MAX_INSTANCES / AT_ONCE * settings.detection_timeout_s
     return {
-        "circles-batch": MAX_BATCH_FILES / _BATCH_CONCURRENCY * upload_s,
+        "circles-batch": MAX_BATCH_FILES / _BATCH_AT_ONCE * upload_s,
         "circles-write": max(upload_s, inference_s),
         "circles-grpc": inference_s,
         "circles-read": settings.max_upload_bytes / SLOWEST_READER_BYTES_PER_S,

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -29,7 +30,7 @@ _NEEDS = {"gateway-api": "istio", "jwt": "istio"}
 # Objects that are made by hand, or by the cluster itself.
 _MADE_ELSEWHERE = (
     *("ConfigMap 'kube-root-ca.crt'", "Secret 'circles-database'", "Secret 'circles-bucket'", "Secret 'circles-redis'"),
-    "ClusterIssuer 'circles'",
+    *("Secret 'circles-api-keys'", "ClusterIssuer 'circles'"),
     "selects no pod template of namespace istio-system",
 )
 _FORMS = [f"overlays/{name}" for name in OVERLAYS] + [
@@ -38,7 +39,23 @@ _FORMS = [f"overlays/{name}" for name in OVERLAYS] + [
     "kserve/local",
     "kserve/standard",
     "kserve/keda",
+    "storage/volume",
+    "storage/bucket",
 ]
+# Forms that are for what an environment has.
+_BESIDE = {"storage/volume": "overlays/stage", "storage/bucket": "overlays/prod"}
+# Ports of Knative's queue-proxy, which shares its pods' network.
+_QUEUE_PROXY_PORTS = {8012, 8013, 8022, 8112, 9090, 9091}
+# What else reserves something on the Kind cluster, in thousandths of a core and MiB, as released: Kubernetes itself
+# (950, 290), Istio (500, 996), Knative and net-istio (650, 420), KServe's controller (100, 300), KubeRay's operator
+# (100, 512).
+_RESERVED_BY_OTHERS = (2300, 2518)
+_MIB = {"Mi": 1, "Gi": 1024}
+
+
+def _objects(form: str) -> tuple[Manifest, ...]:
+    """Those of a form, and of the environment that it is for."""
+    return (*(rendered(KUBERAY / _BESIDE[form]) if form in _BESIDE else ()), *rendered(KUBERAY / form))
 
 
 def _assert_valid(*files: Path) -> None:
@@ -55,7 +72,7 @@ def _assert_valid(*files: Path) -> None:
 @pytest.mark.parametrize("form", _FORMS)
 def test_manifests_are_valid(form: str, tmp_path: Path) -> None:
     path = tmp_path / "rendered.yaml"
-    path.write_text(yaml.safe_dump_all(rendered(KUBERAY / form)), encoding="utf-8")
+    path.write_text(yaml.safe_dump_all(_objects(form)), encoding="utf-8")
     _assert_valid(path)
 
 
@@ -88,7 +105,7 @@ def test_scanner_finds_nothing_but_what_is_excepted(form: str, tmp_path: Path) -
     program = shutil.which("checkov", path=f"{ROOT / 'build' / 'checkov' / 'bin'}:{os.environ.get('PATH', '')}")
     if program is None:
         absent("checkov is not installed (python -m venv build/checkov; build/checkov/bin/pip install checkov)")
-    objects = [*rendered(KUBERAY / form), *_pods(rendered(KUBERAY / form))]
+    objects = [*_objects(form), *_pods(_objects(form))]
     path = tmp_path / "rendered.yaml"
     path.write_text(yaml.safe_dump_all(objects), encoding="utf-8")
     command = [program, "--config-file", str(ROOT / ".checkov.yaml"), "--file", str(path)]
@@ -154,6 +171,114 @@ def test_pods_end_after_their_replicas(overlay: str) -> None:
         command = spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
         assert command == ["python", "-m", "serve_app.drain"]
         assert Settings().drain_timeout_s < TIMEOUT_S < spec["terminationGracePeriodSeconds"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_overlays_say_which_environment_they_are(overlay: str) -> None:
+    """`just deploy` refuses a cluster that has another one."""
+    namespace = find(rendered(KUBERAY / "overlays" / overlay), "Namespace", "circles")
+    assert namespace["metadata"]["labels"]["environment"] == overlay
+
+
+@pytest.mark.parametrize(
+    ("overlay", "is_open"), [("local", True), ("dev", True), ("stage", False), ("prod", False)], ids=OVERLAYS
+)
+def test_open_by_accident_are_only_those_that_are_for_trying(overlay: str, is_open: bool) -> None:
+    """Elsewhere no ingress pod starts without the secret of the keys."""
+    container = _group(list(rendered(KUBERAY / "overlays" / overlay)), "ingress")["template"]["spec"]["containers"][0]
+    (keys,) = (each for each in container["env"] if each["name"] == "API_KEYS")
+    assert keys["valueFrom"]["secretKeyRef"] == {"name": "circles-api-keys", "key": "API_KEYS", "optional": is_open}
+
+
+@pytest.mark.parametrize("form", _BESIDE)
+def test_storage_commands_run_beside_the_data_of_the_application(form: str) -> None:
+    """In a pod that has the ingress pods' image, addresses, secrets, claim and rights."""
+    objects = _objects(form)
+    pod = find(objects, "Pod", "circles-storage")
+    ingress = _group(list(objects), "ingress")["template"]
+    (container,), (theirs,) = pod["spec"]["containers"], ingress["spec"]["containers"]
+    for key in ("image", "securityContext"):
+        assert container[key] == theirs[key]
+    assert pod["spec"]["securityContext"] == ingress["spec"]["securityContext"]
+    assert _addresses(objects, container) == _addresses(objects, theirs)
+    assert [each for each in theirs["envFrom"] if "secretRef" in each] == container.get("envFrom", [])
+    mounts = {each["mountPath"] for each in container["volumeMounts"]}
+    assert {each["mountPath"] for each in theirs["volumeMounts"]} == mounts
+    claims = [each for each in ingress["spec"]["volumes"] if "persistentVolumeClaim" in each]
+    assert [each for each in pod["spec"]["volumes"] if "persistentVolumeClaim" in each] == claims
+
+
+def _addresses(objects: Sequence[Manifest], container: Manifest) -> dict[str, Any]:
+    """Where rows and bytes are, or which secrets say so."""
+    found: dict[str, Any] = {}
+    for source in container.get("envFrom", []):
+        if "configMapRef" in source:
+            found |= find(objects, "ConfigMap", source["configMapRef"]["name"])["data"]
+    for entry in container["env"]:
+        found[entry["name"]] = entry.get("value", entry.get("valueFrom"))
+    return {name: found[name] for name in ("DATABASE_URL", "STORAGE_URL")}
+
+
+@pytest.mark.parametrize(("policy", "port"), [("dns", 53), ("postgres", 5432), ("s3", 443)])
+def test_storage_commands_reach_what_the_application_reaches(policy: str, port: int) -> None:
+    objects = _objects("storage/bucket")
+    labels = find(objects, "Pod", "circles-storage")["metadata"]["labels"]
+    spec = find(objects, "NetworkPolicy", policy)["spec"]
+    assert port in {each["port"] for rule in spec["egress"] for each in rule["ports"]}
+    selector = spec["podSelector"]
+    assert selector.get("matchLabels", {}).items() <= labels.items()
+    for each in selector.get("matchExpressions", []):
+        assert each["operator"] == "In"
+        assert labels[each["key"]] in each["values"]
+
+
+@pytest.mark.parametrize("form", [form for form in _FORMS if form.startswith("kserve")])
+def test_model_server_brings_its_namespace_into_the_mesh(form: str) -> None:
+    """And no overlay has it: whoever applied the one would take away what the other one says of it."""
+    namespace = find(rendered(KUBERAY / form), "Namespace", "circles-serving")
+    assert namespace["metadata"]["labels"]["istio.io/dataplane-mode"] == "ambient"
+    for overlay in OVERLAYS:
+        names = {(each["kind"], each["metadata"]["name"]) for each in rendered(KUBERAY / "overlays" / overlay)}
+        assert ("Namespace", "circles-serving") not in names
+
+
+def test_model_server_leaves_knative_its_ports() -> None:
+    objects = rendered(KUBERAY / "kserve")
+    (container,) = find(objects, "ServingRuntime", "circle-detector")["spec"]["containers"]
+    arguments = dict(each.removeprefix("--").split("=") for each in container["args"])
+    ports = {name: int(value) for name, value in arguments.items() if name.endswith("_port")}
+    offered = re.findall(r'"--(\w+_port)"', (ROOT / "deployments" / "kserve_model.py").read_text(encoding="utf-8"))
+    assert ports.keys() == {*offered} == {"http_port", "grpc_port"}
+    assert not _QUEUE_PROXY_PORTS & set(ports.values())
+    assert [each["containerPort"] for each in container["ports"]] == [ports["http_port"]]
+    rules = find(objects, "AuthorizationPolicy", "circle-detector")["spec"]["rules"]
+    (monitoring,) = (rule for rule in rules if "monitoring" in str(rule["from"]))
+    assert monitoring["to"] == [{"operation": {"ports": [str(ports["http_port"]), "9091"]}}]
+
+
+def test_local_environment_fits_the_machine_that_it_asks_for() -> None:
+    """With a model server of an older version beside the newer one."""
+    cluster = _spec(list(rendered(KUBERAY / "overlays" / "local")))["rayClusterConfig"]
+    (model_server,) = find(rendered(KUBERAY / "kserve" / "local"), "ServingRuntime", "circle-detector")["spec"][
+        "containers"
+    ]
+    resources = [cluster["autoscalerOptions"]["resources"], *(2 * [model_server["resources"]])]
+    resources += 2 * [{"requests": {"cpu": "25m", "memory": "0Mi"}}]  # Knative's queue-proxy
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        (container,) = group["template"]["spec"]["containers"]
+        resources += group.get("maxReplicas", 1) * [container["resources"]]
+    millicores, mib = _RESERVED_BY_OTHERS
+    for each in resources:
+        cpu, memory = str(each["requests"]["cpu"]), each["requests"]["memory"]
+        millicores += int(cpu.removesuffix("m")) if cpu.endswith("m") else int(cpu) * 1000
+        mib += int(memory[:-2]) * _MIB[memory[-2:]]
+    script = (KUBERAY / "cluster" / "up.sh").read_text(encoding="utf-8")
+    cores = re.search(r"^cores=(\d+)$", script, re.MULTILINE)
+    gib = re.search(r"^memory_bytes=\$\(\((\d+) \* 1024 \* 1024 \* 1024\)\)$", script, re.MULTILINE)
+    assert cores is not None
+    assert gib is not None
+    assert millicores < int(cores[1]) * 1000
+    assert mib < int(gib[1]) * 1024
 
 
 def test_clearing_of_redis_migrates_nothing() -> None:

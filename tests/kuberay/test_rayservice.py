@@ -4,7 +4,7 @@ import contextlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +129,13 @@ class Cluster:
 
     def client(self) -> httpx2.Client:
         """Of a pod behind the Serve Service."""
-        return httpx2.Client(base_url=f"http://{self.pods['ingress'][0].address}:8000", timeout=60)
+        base_url = f"http://{self.pods['ingress'][0].address}:8000"
+        return httpx2.Client(base_url=base_url, headers=self.key(), timeout=60)
+
+    def key(self) -> dict[str, str]:
+        """The header that lets a client in, where keys are wanted."""
+        keys = self.service.secrets.get("circles-api-keys", {})
+        return {"X-API-Key": keys["API_KEYS"]} if keys else {}
 
     def addresses(self, group: str) -> set[str]:
         """Of a group's pods."""
@@ -146,8 +152,9 @@ def network() -> Iterator[PodNetwork]:
 @contextlib.contextmanager
 def _secrets(overlay: str, network: PodNetwork) -> Iterator[tuple[dict[str, dict[str, str]], str]]:
     """What people make by hand for an overlay, with real servers behind it; and the address of Redis."""
+    keys = {"circles-api-keys": {"API_KEYS": "not-a-secret-either"}}
     if overlay != "prod":
-        yield {}, ""
+        yield keys if overlay == "stage" else {}, ""
         return
     password = "not-a-secret"
     with contextlib.ExitStack() as started:
@@ -161,6 +168,7 @@ def _secrets(overlay: str, network: PodNetwork) -> Iterator[tuple[dict[str, dict
         credentials = {**bucket.variables, "AWS_ENDPOINT_URL": reachable(bucket.variables["AWS_ENDPOINT_URL"])}
         yield (
             {
+                **keys,
                 "circles-database": {"DATABASE_URL": reachable(database.url)},
                 "circles-bucket": credentials,
                 "circles-redis": {"password": password},
@@ -248,7 +256,7 @@ def test_lost_ingress_pod_comes_back_to_what_was_kept(cluster: Cluster) -> None:
     wait_until(lambda: cluster.replicas("Ingress") == cluster.addresses("ingress"), _START_TIMEOUT_S)
     cluster.wait_until_ready("ingress")
     for pod in cluster.pods["ingress"]:
-        content = httpx2.get(f"http://{pod.address}:8000/images/{image_id}/content")
+        content = httpx2.get(f"http://{pod.address}:8000/images/{image_id}/content", headers=cluster.key())
         assert content.content == disc_jpeg(4)
 
 
@@ -302,3 +310,16 @@ def test_lost_head_is_not_missed(cluster: Cluster) -> None:
         wait_until(lambda: cluster.application()["status"] == "RUNNING", _START_TIMEOUT_S)
         assert cluster.replicas("Ingress") == ingress, "they were started anew"
         assert client.post("/images/", files={"file": disc_jpeg(7)}).status_code == 201
+
+
+@pytest.mark.parametrize("cluster", ["stage"], indirect=True)
+def test_changed_key_is_that_of_the_next_ingress_pod(cluster: Cluster) -> None:
+    """Nothing but the pod's own environment says which keys open it."""
+    former = cluster.key()
+    cluster.service = replace(cluster.service, secrets={"circles-api-keys": {"API_KEYS": "another-one"}})
+    cluster.lose_pod("ingress")
+    cluster.start_pod("ingress")
+    wait_until(lambda: cluster.replicas("Ingress") == cluster.addresses("ingress"), _START_TIMEOUT_S)
+    cluster.wait_until_ready("ingress")
+    images = f"http://{cluster.pods['ingress'][0].address}:8000/images/"
+    assert [httpx2.get(images, headers=key).status_code for key in ({}, former, cluster.key())] == [401, 401, 200]

@@ -11,11 +11,14 @@ from circles.settings import Settings
 
 
 def bare_detector(threads: int = 1) -> EncodedDetector:
-    """The detector of the settings, without any process, thread or queue around it."""
+    """The detector of the settings, without any process, thread or queue around it.
+
+    It finds what the service answers by default: what that keeps beyond it, nobody here asks for.
+    """
     settings = Settings()
     cv2.setNumThreads(threads)
     detector = load_detector(settings.loaded_detector, threads)
-    return EncodedDetector(detector, settings.max_image_pixels, settings.store_min_score)
+    return EncodedDetector(detector, settings.max_image_pixels, settings.default_min_score)
 
 
 def answer_of(outcome: DetectionOutcome) -> dict[str, object]:
@@ -26,7 +29,6 @@ def answer_of(outcome: DetectionOutcome) -> dict[str, object]:
     """
     if isinstance(outcome, Exception):
         raise outcome
-    min_score = Settings().default_min_score
     detections = [
         {
             "label": detection.label,
@@ -36,6 +38,5 @@ def answer_of(outcome: DetectionOutcome) -> dict[str, object]:
             "score": detection.score,
         }
         for detection in outcome.detections
-        if detection.score >= min_score
     ]
     return {"width": outcome.width, "height": outcome.height, "count": len(detections), "detections": detections}

@@ -1,6 +1,5 @@
 """BentoML, in an environment of its own: ``bentoml serve evaluation.benchmark.programs.bento:Detector --port 8000``."""
 
-import threading
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,16 +11,13 @@ from evaluation.benchmark.programs.bare import answer_of, bare_detector
 
 @bentoml.service(workers="cpu_count", traffic={"timeout": 60}, logging={"access": {"enabled": False}})  # type: ignore[untyped-decorator, unused-ignore]
 class Detector:
-    """One worker's detector."""
+    """One worker's detector. A worker calls it in one thread, unless told of more by ``threads``."""
 
     def __init__(self) -> None:
         self._detector = bare_detector()
-        self._turn = threading.Lock()  # a detector serves one caller at a time; BentoML calls from several threads
 
     @bentoml.api(route="/detect")  # type: ignore[untyped-decorator]
     def detect(self, file: Annotated[Path, ContentType("image/jpeg")]) -> dict[str, Any]:
         """What is in the uploaded picture."""
-        image_bytes = file.read_bytes()
-        with self._turn:
-            (outcome,) = self._detector.detect([image_bytes])
+        (outcome,) = self._detector.detect([file.read_bytes()])
         return answer_of(outcome)

@@ -1,8 +1,11 @@
 """Contestants, measured for a moment each with a detector that costs nothing; and what measures them."""
 
+import contextlib
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ import pytest
 import torch
 
 from circles.detectors import load_detector
+from circles.detectors.guarded import ALLOCATOR_VARIABLES
 from circles.errors import BrokenImageError
 from evaluation.benchmark import environments
 from evaluation.benchmark.contestants import Contestant, contestants
@@ -85,6 +89,7 @@ def test_a_contestant_is_started_measured_and_ended(name: str, dummy: int, tmp_p
     assert (found.contestant, found.round) == (name, 3)
     assert found.pictures_per_s > 10
     assert found.cpu_ms > 0
+    assert 0 < found.busiest_part <= 1
     assert found.resident_bytes > 10**7
     assert found.loopback_bytes > len(PICTURES[0])
     assert found.at_part.keys() == {"0.5", "0.8"}
@@ -128,6 +133,39 @@ def test_the_limit_counts_what_bare_processes_do(dummy: int) -> None:
     assert found.pictures_per_s * found.cpu_ms / 1000 <= 2.2
 
 
+@pytest.mark.parametrize("name", ["plain", "template"])
+def test_contestants_are_given_what_our_detectors_are_given(
+    name: str, dummy: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But what somebody chose for all of them stays."""
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
+    contestant = named(name)
+    contestant.prepare()
+    contestant.start(tmp_path)
+    try:
+        environments = [process.environ() for process in contestant.processes()]
+    finally:
+        contestant.stop()
+    assert environments
+    for environment in environments:
+        assert ALLOCATOR_VARIABLES.items() - environment.items() == {("MALLOC_ARENA_MAX", "1")}
+        assert environment["MALLOC_ARENA_MAX"] == "2"
+
+
+def test_the_limit_is_given_what_our_detectors_are_given(dummy: int) -> None:
+    def has_variables(process: psutil.Process) -> bool:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return process.environ().items() >= ALLOCATOR_VARIABLES.items()
+        return False
+
+    before = dict(os.environ)
+    with ThreadPoolExecutor(1) as pool:
+        measured = pool.submit(measure_limit, PICTURES, seconds=0.5, processes=2, batch_size=1)
+        wait_until(lambda: sum(map(has_variables, psutil.Process().children())) >= 2)
+        measured.result()
+    assert dict(os.environ) == before
+
+
 def test_bare_answers_have_what_the_service_answers_by_default(dummy: int) -> None:
     (outcome,) = bare_detector().detect([PICTURES[0]])
     answer = answer_of(outcome)
@@ -167,6 +205,7 @@ def test_a_meter_counts_what_processes_and_their_children_use(worker: "subproces
     assert worker.stdout.readline() == "done\n"
     used = meter.read()
     assert 0.3 < used.cpu_s < 1.5
+    assert used.busiest_part > 0.9
     assert used.cpu_s_by_program.keys() == {Path(sys.executable).name}
     assert 3_000_000 <= used.io_bytes < 4_000_000
     assert used.resident_bytes > 10**6

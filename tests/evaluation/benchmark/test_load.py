@@ -45,6 +45,7 @@ class Counting:
         self.app.post("/alone")(self._one_at_a_time)
         self.app.get("/nothing")(self._nothing)
         self.app.post("/busy")(self._busy)
+        self.app.post("/slow")(self._slow)
 
     async def _form(self, file: UploadFile) -> dict[str, int]:
         self._note(await file.read(), file.content_type or "")
@@ -67,6 +68,10 @@ class Counting:
 
     async def _busy(self) -> Response:
         return Response(status_code=429)
+
+    async def _slow(self) -> Response:
+        await asyncio.sleep(STALL_S)
+        return Response(status_code=200)
 
     def _note(self, body: bytes, media_type: str) -> None:
         self.digests.append(hashlib.sha256(body).hexdigest())
@@ -140,6 +145,15 @@ def test_a_closed_loop_finds_what_a_service_can_do(counting: tuple[Counting, str
     assert result.generator_cpu_s > 0
 
 
+def test_clients_begin_one_after_the_other(counting: tuple[Counting, str]) -> None:
+    """Each of them is still at its first request when the load ends."""
+    _, url = counting
+    result = run_load(Load(Target(f"{url}/slow"), PICTURES, Closed(4, begin_s=0.4), seconds=STALL_S))
+    assert len(result.exchanges) == 4
+    for index, exchange in enumerate(result.exchanges):
+        assert exchange.intended_s >= 0.1 * index - 0.01  # later only on a busy machine
+
+
 def test_an_open_loop_charges_a_stall_to_all_who_came_meanwhile(counting: tuple[Counting, str]) -> None:
     application, url = counting
     application.stalls_at = 30
@@ -209,8 +223,8 @@ def test_arrivals_are_as_many_as_the_rate_says() -> None:
 
 
 def test_clients_and_rates_are_spread_over_processes() -> None:
-    load = Load(Target(""), (), Closed(5), seconds=1.0, processes=3)
-    assert [part.pattern for part in load.parts()] == [Closed(2), Closed(2), Closed(1)]
+    load = Load(Target(""), (), Closed(5, begin_s=0.5), seconds=1.0, processes=3)
+    assert [part.pattern for part in load.parts()] == [Closed(2, 0.5), Closed(2, 0.5), Closed(1, 0.5)]
     patterns = [part.pattern for part in Load(Target(""), (), Open(9.0), seconds=1.0, processes=2).parts()]
     assert patterns == [Open(4.5, seed=0, most_open=2048), Open(4.5, seed=1, most_open=2048)]
 

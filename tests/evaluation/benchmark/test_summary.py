@@ -27,6 +27,7 @@ def measurement(name: str, number: int, pictures_per_s: float, cpu_ms: float = 5
         p50_saturated_ms=300.0,
         cpu_ms=cpu_ms,
         cpu_ms_by_program={"Ingress": cpu_ms - 40, "Detector": 40.0 - number, "raylet": 0.05, "gcs_server": 0.02},
+        busiest_part=0.5 + 0.1 * number,
         generator_cpu_ms=1.0,
         io_bytes=100_000.0,
         loopback_bytes=50_000.0,
@@ -80,6 +81,7 @@ def test_overhead_is_processor_time_beyond_the_limit(rounds: Rounds) -> None:
 def test_numbers_are_medians_over_rounds(rounds: Rounds) -> None:
     ours = medians(rounds)["ours"]
     assert ours["pictures_per_s"] == pytest.approx(40.0)
+    assert ours["busiest_part"] == pytest.approx(0.6)
     assert ours["at_part"] == {
         part: {"rate": pytest.approx(20.0), "p50_ms": 41.0, "p99_ms": 90.0, "sent_late_ms": 1.0}
         for part in ("0.5", "0.8")
@@ -118,6 +120,8 @@ def test_the_report_has_the_numbers_that_others_rely_on(rounds: Rounds, tmp_path
     assert read["bare_ms"] == pytest.approx(40.0)
     assert (read["cores"], read["commit"], read["settings"]) == (2, "0123", {"clients": 16})
     assert read["contestants"]["plain"]["title"] == "that"
+    assert read["contestants"]["template"]["busiest_part"] == pytest.approx(0.55)
+    assert read["rounds"]["contestants"][3]["busiest_part"] == pytest.approx(0.6)
     assert len(read["rounds"]["contestants"]) == 8
     assert len(read["rounds"]["limit"]) == 3
     assert (tmp_path / "new" / "bench.svg").read_text().count("<svg") == 1
@@ -132,5 +136,5 @@ def test_the_tables_name_everybody_and_who_is_left_out(rounds: Rounds) -> None:
     with console.capture() as capture:
         console.print(tables(summarise(rounds, TITLES, {}, {})))
     shown = capture.get()
-    for expected in ("limit", "ours", "plain", "template", "litserve is left out: not to be had", "41 / 90"):
+    for expected in ("limit", "ours", "plain", "template", "litserve is left out: not to be had", "41 / 90", "60%"):
         assert expected in shown
