@@ -19,12 +19,16 @@ from deployments.services import Services, open_services
 from serve_app.processes import free_port
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
-    """Returns when the condition holds; fails the test when it does not in time."""
+def wait_until(condition: Callable[[], bool], timeout_s: float = 30.0, period_s: float = 0.02) -> None:
+    """Returns when the condition holds; fails the test when it does not in time.
+
+    Args:
+        period_s: Between two looks.
+    """
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"not within {timeout_s} s: {condition}"
-        time.sleep(0.02)
+        time.sleep(period_s)
 
 
 def settings_in(folder: Path, **changes: Any) -> Settings:

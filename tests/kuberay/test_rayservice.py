@@ -22,6 +22,8 @@ pytestmark = [pytest.mark.serve, pytest.mark.control, pytest.mark.timeout(400)]
 
 _START_TIMEOUT_S = 120.0
 _STARTS = 3
+_ASK_PERIOD_S = 1.0
+"""Between questions that cost the pods a process each."""
 _WANTED_RESOURCES = """
 import json
 from ray._raylet import GcsClient
@@ -56,7 +58,7 @@ class Cluster:
         self.pods[group].append(pod)
         for _ in range(_STARTS):
             pod.start()
-            wait_until(lambda: self.is_alive(pod, group) or not pod.is_alive(), _START_TIMEOUT_S)
+            wait_until(lambda: self.is_alive(pod, group) or not pod.is_alive(), _START_TIMEOUT_S, _ASK_PERIOD_S)
             if pod.is_alive():
                 return pod
             pod.kill()
@@ -86,12 +88,12 @@ class Cluster:
                 self.start_pod("detector")
             return False
 
-        wait_until(holds, _START_TIMEOUT_S)
+        wait_until(holds, _START_TIMEOUT_S, _ASK_PERIOD_S)
 
     def wait_until_ready(self, group: str) -> None:
         """Returns when the readiness probe of the manifest, run in each of the group's pods, says so."""
         command = self.service.container(group)["readinessProbe"]["exec"]["command"]
-        wait_until(lambda: all(pod.run(command).returncode == 0 for pod in self.pods[group]), 60)
+        wait_until(lambda: all(pod.run(command).returncode == 0 for pod in self.pods[group]), 60, _ASK_PERIOD_S)
 
     def is_alive(self, pod: Pod, group: str) -> bool:
         """The liveness probe of the manifest."""
@@ -198,7 +200,8 @@ def cluster(
                     pod.kill()
             cluster.start_pod("head")
             groups = [name for name in ("ingress", "detector") for _ in range(service.group(name)["minReplicas"])]
-            with ThreadPoolExecutor() as at_once:
+            # Ray gives up a start after 30 s, and more of them at once take longer on a small machine.
+            with ThreadPoolExecutor(2) as at_once:
                 list(at_once.map(cluster.start_pod, groups))
             cluster.deploy()
             yield cluster
@@ -226,7 +229,10 @@ def _are_done(client: httpx2.Client, image_ids: Iterable[str]) -> bool:
 def test_pictures_are_kept_and_found(cluster: Cluster) -> None:
     """The ingress runs on the pods of its group, detectors on theirs; a group at zero gets a pod when there is work."""
     with cluster.client() as client:
-        image_id = _upload(client, seed=1)
+        with ThreadPoolExecutor(1) as at_once:
+            upload = at_once.submit(_upload, client, seed=1)
+            cluster.scale_until(upload.done)
+        image_id = upload.result()
         cluster.scale_until(lambda: _are_done(client, [image_id]))
         assert client.get(f"/images/{image_id}/objects").json()["count"] == 2
         assert client.get(f"/images/{image_id}/content").content == disc_jpeg(1)
@@ -238,11 +244,14 @@ def test_pictures_are_kept_and_found(cluster: Cluster) -> None:
 
 
 def test_lost_detector_pod_is_replaced(cluster: Cluster) -> None:
-    """What was uploaded without a detector is pending, and done when there is one again."""
+    """What is uploaded without a detector waits for one, or is pending and done when there is one again."""
     with cluster.client() as client:
         while cluster.pods["detector"]:
             cluster.lose_pod("detector")
-        image_ids = [_upload(client, seed) for seed in (2, 3)]
+        with ThreadPoolExecutor(2) as at_once:
+            uploads = [at_once.submit(_upload, client, seed) for seed in (2, 3)]
+            cluster.scale_until(lambda: all(upload.done() for upload in uploads))
+        image_ids = [upload.result() for upload in uploads]
         cluster.scale_until(lambda: _are_done(client, image_ids))
     assert cluster.replicas("Detector") <= cluster.addresses("detector")
 
