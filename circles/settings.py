@@ -327,16 +327,25 @@ class Settings(BaseSettings):
 
     def without_environment_secrets(self) -> Self:
         """For whoever keeps settings for later: of the secrets only those that were arguments."""
-        return self._without(_NOT_TO_BE_REPEATED - self._arguments)
+        return self._without(self._environment_secrets)
 
     def with_environment_secrets(self) -> Self:
         """With those secrets that were no arguments as the environment of this process has them now.
 
         Raises:
-            ValidationError: They do not fit what the other settings are.
+            ValueError: The environment lacks one that was there where these settings were read; or they do not fit what
+                the other settings are.
         """
         known = self.model_dump(exclude={*(_NOT_TO_BE_REPEATED - self._arguments)})
-        return type(self).model_validate(known)
+        settings = type(self).model_validate(known)
+        lacking = ", ".join(sorted(self._environment_secrets - settings.model_fields_set)).upper()
+        if lacking:
+            raise ValueError(f"{lacking}: set where the application was built, but not in this replica's environment")
+        return settings
+
+    @property
+    def _environment_secrets(self) -> frozenset[str]:
+        return _NOT_TO_BE_REPEATED & self.model_fields_set - self._arguments
 
     def _without(self, names: Collection[str]) -> Self:
         fields = type(self).model_fields

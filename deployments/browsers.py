@@ -4,7 +4,6 @@ import base64
 import hashlib
 import re
 from collections.abc import Collection, Mapping
-from urllib.parse import urlsplit
 
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
@@ -88,15 +87,16 @@ class ForeignPageMiddleware:
         await problem_response(scope, document, {})(scope, receive, send)
 
     def _is_foreign(self, method: str, headers: Headers) -> bool:
+        if method in ("GET", "HEAD", "OPTIONS"):
+            return False
         # Only browsers send these headers, and no page can change them; the first one not where the connection is
         # neither encrypted nor of this machine.
         site, origin = headers.get("Sec-Fetch-Site"), headers.get("Origin", "")
         if site is None:
-            is_cross = origin != "" and urlsplit(origin).netloc != headers.get("Host", "").lower()
+            is_cross = origin != "" and origin.lower().partition("://")[2] != headers.get("Host", "").lower()
         else:
             is_cross = site in ("cross-site", "same-site")
-        is_allowed = not self._allowed_origins.isdisjoint({"*", origin})
-        return is_cross and method not in ("GET", "HEAD", "OPTIONS") and not is_allowed
+        return is_cross and self._allowed_origins.isdisjoint({"*", origin})
 
 
 class CorsMiddleware(CORSMiddleware):

@@ -1,5 +1,6 @@
 """What every request passes before it reaches a route: its id, its path in one form, its key, and a net below."""
 
+import os
 import re
 import uuid
 from collections.abc import Collection
@@ -19,7 +20,16 @@ _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 def proxy_middlewares() -> list[Middleware]:
     """What Ray Serve puts around all of its own handling; ``serve.env`` names this function."""
-    return [Middleware(SaneRequestIdMiddleware), Middleware(UnbufferedBodyMiddleware)]
+    middlewares = [Middleware(SaneRequestIdMiddleware)]
+    if _is_called_by_the_server():
+        middlewares.append(Middleware(UnbufferedBodyMiddleware))
+    return middlewares
+
+
+def _is_called_by_the_server() -> bool:
+    """Whether Ray Serve runs the application in its HTTP server's event loop, whose ``receive`` is for no other."""
+    is_fast_path = os.environ.get("RAY_SERVE_THROUGHPUT_OPTIMIZED") == "1"
+    return os.environ.get("RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD", "0" if is_fast_path else "1") == "0"
 
 
 class SaneRequestIdMiddleware:
@@ -44,9 +54,10 @@ class SaneRequestIdMiddleware:
 class UnbufferedBodyMiddleware:
     """Leaves a request's body at the client until the application asks for it.
 
-    To notice clients that go away, Ray Serve reads ahead of the application, without bound: a large body for a route
-    that reads none, or that waits before it does, would fill the memory. Told not to look out for them, it reads
-    nothing itself. What the application has begun it finishes anyway, and a body that ends too soon it notices.
+    To notice clients that go away, an ingress replica behind HAProxy reads ahead of the application, without bound: a
+    large body for a route that reads none, or that waits before it does, would fill the memory. Told not to look out
+    for them, it reads nothing itself. A body that ends too soon the application notices as it reads; for the rest there
+    is ``unless_client_leaves``.
     """
 
     def __init__(self, app: ASGIApp) -> None:

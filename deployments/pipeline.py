@@ -126,8 +126,8 @@ _detached: "set[asyncio.Task[Any]]" = set()
 def detached(work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
     """Runs work that a disconnecting client must not stop halfway.
 
-    In a context of its own: Ray Serve ends the handle calls of a request whose client went away, and it knows them by
-    the context they were made in.
+    In a context of its own: where Ray Serve looks out for clients that go away, it ends the handle calls of their
+    requests, which it knows by the context they were made in.
     """
     task = asyncio.create_task(work, context=carry_into(contextvars.Context()))
     _detached.add(task)

@@ -141,7 +141,7 @@ class Reconciler:
             expired = await in_thread(self._purge, self._settings.retention_days * _DAY_S)
             if expired:
                 logger.info("removed %d images whose time was over", expired)
-        removed = await in_thread(self._book.sweep, self._settings.orphan_grace_s)
+        removed = await in_thread(self._book.sweep, self._settings.orphan_grace_s, lambda: self._is_ending)
         if removed:
             logger.info("removed %d files that no image names", removed)
 

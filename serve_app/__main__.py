@@ -143,7 +143,7 @@ def health(url: Annotated[str, typer.Option(help="Of the service to ask.")] = "h
 
 @cli.command()
 def logs(follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows.")] = False) -> None:
-    """Show the application's logs: logs/serve.log of its start, and, while it runs, those of its replicas."""
+    """Show the application's logs: logs/serve.log of its start, and those of the replicas that run now."""
     service = _service()
     if not service.log_path.is_file():
         _fail(f"there is no {service.log_path} yet")

@@ -141,12 +141,14 @@ class LocalService(LocalProcess):
 
     def log_paths(self) -> list[Path]:
         """What its start says, and, while it runs, what its replicas do, those that wrote last at the end."""
-        of_replicas: set[Path] = set()
+        written_at: dict[Path, float] = {}
         for process in self.processes():
-            with contextlib.suppress(psutil.NoSuchProcess):
+            with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError):  # gone since it was listed
                 for folder in re.findall(r"--log_dir=(\S+)", " ".join(process.cmdline())):
-                    of_replicas |= set(Path(folder, "serve").glob("replica_circles_*.log"))
-        return [self.log_path, *sorted(of_replicas, key=lambda path: path.stat().st_mtime)]
+                    written_at |= {
+                        path: path.stat().st_mtime for path in Path(folder, "serve").glob("replica_circles_*.log")
+                    }
+        return [self.log_path, *sorted(written_at, key=lambda path: written_at[path])]
 
     def application_status(self) -> dict[str, object]:
         """What Serve's controller says of the application: status, message, deployments; empty when it says nothing."""

@@ -30,6 +30,7 @@ def load_detector(name: DetectorName, threads: int = 1) -> Detector:
 
     Raises:
         KeyError: There is none of this name.
+        ImportError: A package that it runs on is installed, and cannot be imported.
         WeightsError: The learned detector's weights are absent or damaged.
     """
     installed = installed_detector(name)

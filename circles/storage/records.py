@@ -11,8 +11,9 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import takewhile
 
 from circles.detection import ImageDetections
 from circles.errors import CirclesError, NotFoundError, OverloadedError, StorageMismatchError, StorageUnavailableError
@@ -254,10 +255,15 @@ class RecordBook:
                 if self.delete_upload(record):
                     yield record.image_id
 
-    def sweep(self, grace_s: float) -> int:
-        """Removes files of at least this age that no row names, and no upload in progress wrote; how many."""
+    def sweep(self, grace_s: float, is_over: Callable[[], bool] = lambda: False) -> int:
+        """Removes files of at least this age that no row names, and no upload in progress wrote; how many.
+
+        Args:
+            is_over: Asked for every file; when it says so, the rest is left for another time.
+        """
+        looked_at = takewhile(lambda _: not is_over(), self._images.keys_older_than(grace_s))
         # Whether it is staged is asked before the rows are: a key that is so no more has its row by then.
-        old_keys = (key for key in self._images.keys_older_than(grace_s) if not self._is_staged(key))
+        old_keys = (key for key in looked_at if not self._is_staged(key))
         removed = 0
         for key in self._database.unnamed_keys(old_keys):
             self._images.delete(key)

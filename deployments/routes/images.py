@@ -12,6 +12,7 @@ from circles.drawing import draw_detections
 from circles.errors import CirclesError
 from circles.imaging import decode_image, encode_jpeg
 from circles.storage.image_records import ImageRecord, Status
+from deployments.disconnects import unless_client_leaves
 from deployments.pipeline import Uploaded, detached
 from deployments.problems import (
     RequestError,
@@ -93,9 +94,11 @@ async def upload_batch(request: Request, services: ServicesParameter, min_score:
         files = await opened.enter_async_context(
             open_batch(request, slot, settings.max_upload_bytes, settings.upload_timeout_s)
         )
-        at_once = min(len(files), _BATCH_AT_ONCE, settings.max_in_flight)
-        for _ in range(at_once):
-            opened.enter_context(services.admission.work())
+        slot.work()
+        more_slots = services.admission.work_at_most(min(len(files), _BATCH_AT_ONCE) - 1)
+        for more in more_slots:
+            opened.enter_context(more)
+        at_once = 1 + len(more_slots)
         work = detached(_batch_results(request, services, min_score, files, at_once, opened.pop_all()))
     return BatchBody(results=await asyncio.shield(work))
 
@@ -183,13 +186,14 @@ async def get_content(
     response_class=Response,
     responses={200: {"content": {"image/jpeg": {}}}, **problem_responses(404, 409)},
 )
-async def get_annotated(image_id: ImageId, services: ServicesParameter, min_score: MinScoreParameter) -> Response:
+async def get_annotated(
+    request: Request, image_id: ImageId, services: ServicesParameter, min_score: MinScoreParameter
+) -> Response:
     """The picture with its circles drawn."""
     record = await in_thread(services.book.get, image_id)
     if record.status != "done":
         raise RequestError(409, "Nothing to draw", f"detection in this image is {record.status}")
-    async with services.drawing_turn:
-        jpeg = await in_thread(_annotated_jpeg, services, record, min_score)
+    jpeg = await unless_client_leaves(request, _draw(services, record, min_score))
     return Response(jpeg, media_type="image/jpeg")
 
 
@@ -259,6 +263,11 @@ def _status(uploaded: Uploaded) -> int:
     if not uploaded.is_new:
         return 200
     return 202 if uploaded.record.status == "pending" else 201
+
+
+async def _draw(services: Services, record: ImageRecord, min_score: float) -> bytes:
+    async with services.drawing_turn:
+        return await in_thread(_annotated_jpeg, services, record, min_score)
 
 
 def _annotated_jpeg(services: Services, record: ImageRecord, min_score: float) -> bytes:

@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 
 from circles.detection import ImageDetections
 from circles.errors import CirclesError, DetectorUnavailableError
+from deployments.disconnects import unless_client_leaves
 from deployments.inference import v1, v2_rest
 from deployments.inference.requests import InferenceRequest, make_request
 from deployments.inference.served_model import ServedModel, require_loaded, require_named
@@ -144,7 +145,7 @@ async def predict(request: Request, model: NamedModelParameter) -> Response:
             asked = make_request([body], dict(request.query_params), settings.max_upload_bytes)
         else:
             asked = await in_thread(v1.read_request, body, settings.max_upload_bytes)
-        found, headers = await _infer(model, asked)
+        found, headers = await _infer(request, model, asked)
     answer = await in_thread(v1.answer, asked, found, model.min_score)
     return Response(answer, media_type="application/json", headers=headers)
 
@@ -206,15 +207,17 @@ async def infer(request: Request, model: NamedModelParameter) -> Response:
         asked = await in_thread(
             v2_rest.read_request, body, request.headers.get(HEADER_LENGTH), settings.max_upload_bytes
         )
-        found, headers = await _infer(model, asked.request)
+        found, headers = await _infer(request, model, asked.request)
     content, header_length = await in_thread(v2_rest.write_response, asked, found, model.min_score, settings.model_name)
     if header_length is None:
         return Response(content, headers=headers, media_type="application/json")
     return Response(content, headers={**headers, HEADER_LENGTH: str(header_length)}, media_type=BINARY_MEDIA_TYPE)
 
 
-async def _infer(model: ServedModel, asked: InferenceRequest) -> tuple[list[ImageDetections], dict[str, str]]:
+async def _infer(
+    request: Request, model: ServedModel, asked: InferenceRequest
+) -> tuple[list[ImageDetections], dict[str, str]]:
     """What was found, and the header that says how long it took."""
     started = time.perf_counter()
-    found = await model.infer(asked)
+    found = await unless_client_leaves(request, model.infer(asked))
     return found, {LATENCY_HEADER: f"{(time.perf_counter() - started) * 1000:.3f}"}

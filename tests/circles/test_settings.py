@@ -85,6 +85,9 @@ def test_secrets_of_the_environment_are_read_where_they_are_needed(monkeypatch: 
     assert read.api_key_list == ["replaced"]
     assert read.database_url == "mysql+pymysql://me:hidden@db/x"
     assert (read.storage_url, read.ingress_replicas) == ("s3://other", 2)  # arguments win, here as well
+    monkeypatch.delenv("API_KEYS")
+    with pytest.raises(ValueError, match="API_KEYS: set where the application was built"):
+        pickle.loads(kept).with_environment_secrets()  # rather than open to everybody
 
 
 def test_min_score_is_the_detectors_own_unless_set() -> None:
