@@ -1,5 +1,6 @@
 """Fixtures that all tests may use."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,11 @@ import pytest
 from tests.worlds import NAMES, World, opened_world
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
+
+
+def pytest_configure() -> None:
+    """Lets Ctrl-C reach what tests start: a shell that starts pytest in the background has SIGINT ignored, by all below."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,9 +1,8 @@
-"""Kills: SIGKILL of one process after the other, of each kind that is there as often, in an order of chance."""
+"""Kills: SIGKILL of one process after the other, in rounds of all kinds that are there, each in an order of chance."""
 
 import contextlib
 import random
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -81,11 +80,10 @@ def kill_one_after_the_other(
         NotBackError: The service is not back after ``_GIVE_UP_S``.
     """
     breaches = []
-    killed: Counter[str] = Counter()
+    round_so_far: set[str] = set()
     wait_for_acknowledgement(uploads, since=time.monotonic())
     for _ in range(count):
-        kind, killed_at = _kill_one(service, chance, killed)
-        killed[kind] += 1
+        kind, killed_at = _kill_one(service, chance, round_so_far)
         try:
             recovery_s = wait_for_acknowledgement(uploads, killed_at)
         except NotBackError as error:
@@ -110,17 +108,19 @@ def wait_for_acknowledgement(uploads: Uploads, since: float) -> float:
     return time.monotonic() - since
 
 
-def _kill_one(service: RunningServe, chance: random.Random, killed: Counter[str]) -> tuple[str, float]:
-    """Of a kind that was not killed more often than the others that are there, by chance among several."""
+def _kill_one(service: RunningServe, chance: random.Random, round_so_far: set[str]) -> tuple[str, float]:
+    """Of a kind that is not among those of this round, by chance; when all that are there are, the next one begins."""
     while True:
         present = kinds_present(service)
         if not present:
             raise NotBackError("no process is left that could be killed")
-        fewest = min(killed[kind] for kind in present)
-        kind = chance.choice(sorted(kind for kind in present if killed[kind] == fewest))
+        if present.keys() <= round_so_far:
+            round_so_far.clear()
+        kind = chance.choice(sorted(present.keys() - round_so_far))
         process = chance.choice(sorted(present[kind], key=lambda process: process.pid))
         with contextlib.suppress(psutil.NoSuchProcess):  # it ended by itself: another one, then
             process.kill()
+            round_so_far.add(kind)
             return kind, time.monotonic()
 
 
