@@ -12,7 +12,7 @@ SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 
 
 def pytest_configure() -> None:
-    """Lets Ctrl-C reach what tests start: a shell that starts pytest in the background has SIGINT ignored, by all below."""
+    """Lets Ctrl-C reach what tests start, also where a shell started pytest in the background, and so ignoring it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
