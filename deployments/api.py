@@ -6,10 +6,17 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from fastapi_offline import FastAPIOffline
+from starlette.staticfiles import StaticFiles
 
 import circles
 from deployments.application_model import ApplicationModel
-from deployments.browsers import BrowserHeadersMiddleware, CorsMiddleware, ForeignPageMiddleware, documentation_policy
+from deployments.browsers import (
+    PAGE,
+    BrowserHeadersMiddleware,
+    CorsMiddleware,
+    ForeignPageMiddleware,
+    documentation_policy,
+)
 from deployments.inference.v2_rest import HEADER_LENGTH
 from deployments.middleware import (
     AccessMiddleware,
@@ -25,12 +32,14 @@ from deployments.timings import ServerTimingMiddleware
 
 _API_PREFIX = "/api/v1"
 _DOCS_FILES = "/static/docs"
+_PAGE_FILES = "/static/page"
 _DOCS = "/docs"
 _UNLIMITED_PATHS = ("/health", "/ready")
 _OPEN_PATHS = (
     *_UNLIMITED_PATHS,
     *("/", _DOCS, "/openapi.json"),
     *(f"{_DOCS_FILES}/{name}" for name in ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")),
+    *(f"{_PAGE_FILES}/{name}" for name in ("page.js", "page.css", "icon.svg")),
 )
 
 # No credentials: a key is sent by the page's own code, never by the browser.
@@ -79,6 +88,7 @@ def create_api(services: Services, *, is_behind_serve: bool) -> FastAPI:
     app.include_router(api, include_in_schema=False)
     app.include_router(system.bare_router)
     app.include_router(inference.router)
+    app.mount(_PAGE_FILES, StaticFiles(directory=system.PAGE_FOLDER), name="page")
     install_problem_handlers(app)
 
     collections = [prefix + images.COLLECTION_PATH for prefix in ("", _API_PREFIX)]
@@ -93,7 +103,8 @@ def create_api(services: Services, *, is_behind_serve: bool) -> FastAPI:
     app.add_middleware(ForeignPageMiddleware, allowed_origins=origins)
     if origins:
         app.add_middleware(CorsMiddleware, allow_origins=origins, **_CORS)
-    app.add_middleware(BrowserHeadersMiddleware, policies={_DOCS: documentation_policy(app)}, is_shared=bool(origins))
+    policies = {"/": PAGE, _DOCS: documentation_policy(app)}
+    app.add_middleware(BrowserHeadersMiddleware, policies=policies, is_shared=bool(origins))
     app.add_middleware(RequestIdMiddleware, is_behind_serve=is_behind_serve)
     if services.settings.server_timing:
         app.add_middleware(ServerTimingMiddleware)

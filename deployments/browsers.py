@@ -16,6 +16,12 @@ from deployments.problems import problem_document, problem_response, request_id_
 NOTHING = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 """The policy of answers that are no pages: whatever a browser takes them for, it loads and runs nothing of them."""
 
+PAGE = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""The policy of the page for people: its own files, and pictures that it has fetched."""
+
 
 def documentation_policy(app: FastAPI) -> str:
     """The policy of the application's interactive documentation: its own files, and the one script that it holds."""

@@ -254,6 +254,7 @@ def _add_results(table: Table, output: Path) -> None:
 def _print_endpoints(service: LocalService) -> None:
     running = service.running()
     table = Table("what", "address", title="endpoints")
+    table.add_row("page", running.url)
     table.add_row("documentation", f"{running.url}/docs")
     table.add_row("upload", f"POST {running.url}/images/")
     table.add_row("inference, V1 and V2", f"{running.url}/v1/models, {running.url}/v2")

@@ -1,11 +1,15 @@
 """The service about itself: alive, ready, set up how."""
 
+from pathlib import Path
+
 from fastapi import APIRouter, Response
-from fastapi.responses import RedirectResponse
+from fastapi.responses import FileResponse
 
 import circles
 from deployments.schemas import HealthBody, ReadyBody
 from deployments.services import ServicesParameter
+
+PAGE_FOLDER = Path(__file__).parent.parent / "page"
 
 bare_router = APIRouter(tags=["system"])
 router = APIRouter(tags=["system"])
@@ -26,9 +30,9 @@ async def ready(services: ServicesParameter, response: Response) -> ReadyBody:
 
 
 @bare_router.get("/", include_in_schema=False)
-async def home() -> RedirectResponse:
-    """The interactive documentation."""
-    return RedirectResponse("/docs")
+async def home() -> FileResponse:
+    """The page for people."""
+    return FileResponse(PAGE_FOLDER / "index.html")
 
 
 @router.get("/config")

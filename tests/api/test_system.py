@@ -1,5 +1,7 @@
 """What the service says of itself."""
 
+import re
+
 import httpx2
 
 
@@ -22,9 +24,11 @@ def test_config_is_flat_and_without_secrets(client: httpx2.Client) -> None:
     assert all(not isinstance(value, dict | list) for value in body.values())
 
 
-def test_home_leads_to_the_documentation(client: httpx2.Client) -> None:
-    response = client.get("/", follow_redirects=True)
-    assert (response.status_code, response.url.path) == (200, "/docs")
+def test_home_is_the_page_for_people(client: httpx2.Client) -> None:
+    response = client.get("/")
+    assert (response.status_code, response.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+    for name in re.findall(r'(?:href|src)="(static/[^"]+)"', response.text):
+        assert client.get(f"/{name}").status_code == 200
 
 
 def test_openapi_lists_every_route_of_the_contract_once(client: httpx2.Client) -> None:

@@ -27,6 +27,7 @@ from tests.running import RunningApi, running_api, settings_in, wait_until
 OPEN = {
     *("/health", "/ready", "/", "/docs", "/openapi.json"),
     *(f"/static/docs/{name}" for name in ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")),
+    *(f"/static/page/{name}" for name in ("page.js", "page.css", "icon.svg")),
 }
 """What the contract leaves open, and nothing else."""
 
@@ -53,7 +54,7 @@ def every_request(folder: Path) -> set[tuple[str, str]]:
 
 def _requests(context: RouteContext) -> Iterator[tuple[str, str]]:
     if isinstance(context.route, Mount):
-        (folder,) = context.route.app.all_directories  # type: ignore[attr-defined]  # the only mount is of files
+        (folder,) = context.route.app.all_directories  # type: ignore[attr-defined]  # mounts are of files
         for file in Path(folder).rglob("*"):
             yield "GET", f"{context.path}/{file.relative_to(folder)}"
         return
