@@ -6,7 +6,7 @@ const PENDING_PERIOD_MS = 2000;
 const MOST_TRIES = 5;
 
 const at = (id) => document.getElementById(id);
-const thumbnails = new Map(); // image id -> address of its bytes in this tab
+const pictures = new Map(); // image id -> address of its bytes in this tab
 let cursor = null; // of the next page of older pictures
 let shown = null; // the image that is looked at, with its objects of every score
 
@@ -64,13 +64,13 @@ async function tell(work) {
 // The address of a picture's bytes in this tab. An <img> could send no key; and what a browser cannot show (TIFF), or may
 // not load (from a bucket), the service draws anew, without circles.
 async function addressOf(imageId) {
-  if (!thumbnails.has(imageId)) {
+  if (!pictures.has(imageId)) {
     const blob = await ask(`images/${imageId}/content`).then((response) => response.blob()).catch(() => null);
     const isShown = blob && (await createImageBitmap(blob).then((bitmap) => bitmap.close() ?? true).catch(() => false));
     const bytes = isShown ? blob : await (await ask(`images/${imageId}/annotated?min_score=1`)).blob();
-    thumbnails.set(imageId, URL.createObjectURL(bytes));
+    pictures.set(imageId, URL.createObjectURL(bytes));
   }
-  return thumbnails.get(imageId);
+  return pictures.get(imageId);
 }
 
 // --- The list
@@ -202,7 +202,9 @@ async function show() {
   at("image").alt = `${nameOf(image)}: ${summary(image)}`;
   at("image").removeAttribute("src");
   drawObjects();
-  if (image.status === "done") at("image").src = await addressOf(imageId);
+  if (image.status !== "done") return;
+  const address = await addressOf(imageId);
+  if (location.hash.slice(1) === imageId) at("image").src = address;
 }
 
 function drawObjects() {
@@ -244,6 +246,8 @@ async function remove() {
   const imageId = shown.image_id;
   await ask(`images/${imageId}`, { method: "DELETE" });
   itemOf(imageId)?.remove();
+  URL.revokeObjectURL(pictures.get(imageId));
+  pictures.delete(imageId);
   location.hash = "";
 }
 
