@@ -17,6 +17,8 @@ REQUEST_TIMEOUT_S = 10
 """What a client has to send a request's headers. Serve sets no limit: a byte an hour would hold a connection."""
 
 _MARK = "# circles-haproxy"
+_APPLICATION = re.compile(r"^backend http-", re.MULTILINE)
+_LISTENING = re.compile(r"^\s+bind .*\n", re.MULTILINE)
 
 _UNAVAILABLE = {
     502: "the replica went away before it answered; ask again, also with the same upload",
@@ -32,12 +34,16 @@ def main() -> None:
 
     arguments = sys.argv[1:]
     path = Path(arguments[arguments.index("-f") + 1])
-    path.write_text(hardened(path.read_text(encoding="utf-8")), encoding="utf-8")
+    configuration = hardened(path.read_text(encoding="utf-8"))
+    stopgap = running_stopgap(path)
+    if stopgap is not None and _APPLICATION.search(configuration):
+        arguments += ["-sf", str(stopgap)]  # it gives the ports up when this one is ready
+    elif stopgap is not None:
+        # Serve does not say yet what there is to serve. The stopgap knows, and keeps the ports until it does.
+        configuration = _LISTENING.sub("", configuration)
+    path.write_text(configuration, encoding="utf-8")
     del os.environ["RAY_SERVE_HAPROXY_BINARY_PATH"]  # that is this program
     program = get_haproxy_binary()
-    stopgap = running_stopgap(path)
-    if stopgap is not None:  # it gives the port up when this one is ready
-        arguments += ["-sf", str(stopgap)]
     watch(path, program)
     os.execv(program, [program, *arguments])  # noqa: S606 - Serve's own arguments
 

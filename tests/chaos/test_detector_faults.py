@@ -82,7 +82,9 @@ def test_hung_detector_makes_uploads_pending_and_holds_up_nothing_else(service: 
             assert client.post("/images/", files={"file": known}).status_code == 200
             assert client.get("/health").status_code == 200
             assert client.get("/images/").status_code == 200
-            assert bytes_taken(service, f"/images/{image_id_of(known)}/detection") < 8 * 2**20
+            assert (
+                bytes_taken(service, f"/images/{image_id_of(known)}/detection") < 32 * 2**20
+            )  # of 256: the kernel's buffers
         for image_bytes in waiting:
             wait_until(partial(is_done, client, image_bytes), timeout_s=60)
 

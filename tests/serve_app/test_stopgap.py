@@ -34,10 +34,13 @@ frontend http_frontend
     http-request return status 200 content-type text/plain string "{answer}"
 backend default_backend
     http-request return status 404 content-type text/plain lf-string "Path not found."
+{application}
 listen stats
   bind *:{stats}
   stats enable
 """
+APPLICATION = "backend http-circles\n    mode http"
+
 # A Ray node that starts Serve's manager, in a group of its own, which starts HAProxy.
 MANAGER = "import signal, subprocess, sys; subprocess.Popen(sys.argv[1:]).wait(); signal.pause()"
 NODE = (
@@ -78,9 +81,11 @@ class Node:
             return None
 
 
-def start_manager(folder: Path, ports: dict[str, int], answer: str, *arguments: str) -> Node:
+def start_manager(
+    folder: Path, ports: dict[str, int], answer: str, *arguments: str, application: str = APPLICATION
+) -> Node:
     config = folder / "haproxy.cfg"
-    config.write_text(CONFIGURATION.format(folder=folder, answer=answer, **ports))
+    config.write_text(CONFIGURATION.format(folder=folder, answer=answer, application=application, **ports))
     program = Path(sys.executable).parent / "circles-haproxy"
     command = [sys.executable, "-c", NODE, MANAGER, str(program), "-db", "-f", str(config), "-dR", *arguments]
     environment = {**os.environ, "RAY_SERVE_HAPROXY_BINARY_PATH": str(program), "TEST_NODE": str(folder)}
@@ -155,3 +160,27 @@ def test_one_that_was_replaced_is_not_missed(node: Node, tmp_path: Path, ports: 
     finally:
         following.process.kill()
         following.process.wait()
+
+
+def test_ports_are_given_up_to_one_that_knows_what_there_is_to_serve(
+    node: Node, tmp_path: Path, ports: dict[str, int]
+) -> None:
+    (haproxy,) = node.haproxies()
+    haproxy.kill()
+    wait_until(lambda: node.answer() == "first", timeout_s=5)
+    (stopgap,) = node.haproxies()
+    empty = start_manager(tmp_path, ports, "nothing yet", application="")
+    try:
+        wait_until(lambda: len(node.haproxies()) == 2)
+        assert [node.answer() for _ in range(20)] == ["first"] * 20
+        (knowing_nothing,) = {each.pid for each in node.haproxies()} - {stopgap.pid}
+        following = start_manager(tmp_path, ports, "second", "-sf", str(knowing_nothing))
+        try:
+            wait_until(lambda: node.answer() == "second")
+            wait_until(lambda: len(node.haproxies()) == 1)
+        finally:
+            following.process.kill()
+            following.process.wait()
+    finally:
+        empty.process.kill()
+        empty.process.wait()
