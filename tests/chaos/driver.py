@@ -9,7 +9,14 @@ from pathlib import Path
 from serve_app.local import Ports
 from serve_app.processes import free_port
 from tests.chaos.findings import Findings
-from tests.chaos.kills import Kill, NotBackError, cut_power, kill_one_after_the_other, wait_for_acknowledgement
+from tests.chaos.kills import (
+    Kill,
+    NotBackError,
+    cut_power,
+    kill_one_after_the_other,
+    wait_for_acknowledgement,
+    wait_for_serves_haproxy,
+)
 from tests.chaos.uploads import Told, Uploads
 from tests.chaos.verify import breaches_in
 from tests.serving import RunningServe, running_serve
@@ -61,6 +68,7 @@ class Run:
         # Whoever was killed last may still be away: that all is back by itself is the first thing to see.
         with uploads.running(), self._noting_the_end():
             wait_for_acknowledgement(uploads, since=time.monotonic())
+            wait_for_serves_haproxy(self.service)
         self._told("calm after the kills: looking at what is left")
         self.findings.breaches += breaches_in(self.service, self._everything, self._within_s, has_swept=False)
         self._told("starting again, and looking once more")

@@ -108,6 +108,19 @@ def wait_for_acknowledgement(uploads: Uploads, since: float) -> float:
     return time.monotonic() - since
 
 
+def wait_for_serves_haproxy(service: RunningServe) -> None:
+    """Until nothing stands in its place any more: to take over from that ends its idle connections.
+
+    Raises:
+        NotBackError: It still does after ``_GIVE_UP_S``.
+    """
+    deadline = time.monotonic() + _GIVE_UP_S
+    while any("/stopgap.cfg" in " ".join(command) for _, command in service.commands()):
+        if time.monotonic() > deadline:
+            raise NotBackError(f"Serve has started no HAProxy for {_GIVE_UP_S:g} s")
+        time.sleep(_POLL_PERIOD_S)
+
+
 def _kill_one(service: RunningServe, chance: random.Random, round_so_far: set[str]) -> tuple[str, float]:
     """Of a kind that is not among those of this round, by chance; when all that are there are, the next one begins."""
     while True:
