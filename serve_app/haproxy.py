@@ -44,7 +44,10 @@ def main() -> None:
     path.write_text(configuration, encoding="utf-8")
     del os.environ["RAY_SERVE_HAPROXY_BINARY_PATH"]  # that is this program
     program = get_haproxy_binary()
-    watch(path, program)
+    try:
+        watch(path, program)
+    except OSError as error:
+        print(f"nobody watches HAProxy: {error}", file=sys.stderr)  # noqa: T201 - where HAProxy itself says what is wrong
     os.execv(program, [program, *arguments])  # noqa: S606 - Serve's own arguments
 
 

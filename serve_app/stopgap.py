@@ -13,6 +13,8 @@ import re
 import select
 import signal
 import subprocess
+import time
+import traceback
 from pathlib import Path
 
 _LONGEST_S = 30.0
@@ -25,6 +27,9 @@ def watch(config_path: Path, program: str) -> None:
     Args:
         config_path: HAProxy's.
         program: HAProxy itself.
+
+    Raises:
+        OSError: It cannot be watched here.
     """
     pid = os.getpid()
     _newest_path(config_path).write_text(str(pid), encoding="ascii")
@@ -40,9 +45,11 @@ def watch(config_path: Path, program: str) -> None:
         os.setsid()  # what ends the manager and all of its group does not end the watcher
         if os.fork() == 0:
             null = os.open(os.devnull, os.O_RDWR)
-            for stream in range(3):
-                os.dup2(null, stream)
+            os.dup2(null, 0)
+            os.dup2(null, 1)
             _stand_by(pid, haproxy, node, config_path, program)
+    except Exception:  # noqa: BLE001 - this process has no other way to tell
+        traceback.print_exc()  # into the file that Serve keeps of HAProxy's errors
     finally:
         os._exit(0)  # never back to where this process was forked from
 
@@ -63,19 +70,32 @@ def _stand_by(pid: int, haproxy: int, node: int, config_path: Path, program: str
         return
     if _newest_path(config_path).read_text(encoding="ascii") != str(pid):
         return  # it was replaced
+    if running_stopgap(config_path) is not None:
+        return  # it had not taken over yet
     stopgap_config = _stopgap_path(config_path, "cfg")
     stopgap_config.write_text(_without_socket(config_path.read_text(encoding="utf-8")), encoding="utf-8")
-    process = subprocess.Popen([program, "-db", "-f", str(stopgap_config)], stdin=subprocess.DEVNULL)  # noqa: S603
-    _stopgap_path(config_path, "pid").write_text(str(process.pid), encoding="ascii")
+    ends_at = time.monotonic() + _LONGEST_S
+    command = [program, "-db", "-f", str(stopgap_config)]
+    while _run(command, _stopgap_path(config_path, "pid"), node, ends_at):
+        pass  # whatever killed HAProxy may kill what stands in for it, too
+
+
+def _run(command: list[str], pid_path: Path, node: int, ends_at: float) -> bool:
+    """Until it was taken over from, or the node ends, or it is time (monotonic); whether it was killed instead."""
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)  # noqa: S603
+    pid_path.write_text(str(process.pid), encoding="ascii")
     stopgap = os.pidfd_open(process.pid)
-    if _is_first_to_end(node, stopgap, timeout_s=_LONGEST_S):
-        process.kill()
-    elif process.poll() is None:
+    is_nodes_end = _is_first_to_end(node, stopgap, timeout_s=max(0.0, ends_at - time.monotonic()))
+    os.close(stopgap)
+    if not is_nodes_end and process.poll() is not None:
+        return process.returncode < 0
+    if not is_nodes_end:
         process.send_signal(signal.SIGUSR1)  # what it has begun it finishes
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_SOFT_STOP_S)
-        process.kill()
+    process.kill()
     process.wait()
+    return False
 
 
 def _is_first_to_end(first: int, second: int, timeout_s: float | None = None) -> bool:

@@ -1,11 +1,14 @@
 """Fixtures that all tests may use."""
 
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser, sync_playwright
 
+from tests.servers import absent
 from tests.worlds import NAMES, World, opened_world
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
@@ -45,3 +48,15 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
     """Every combination of database and store."""
     with opened_world(request.param) as world:
         yield world
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        absent("Chromium is not installed (Debian: chromium)")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()

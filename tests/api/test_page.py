@@ -5,26 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, FilePayload, Page, expect, sync_playwright
+from playwright.sync_api import Browser, FilePayload, Page, expect
 
 from circles.geometry import Circle
 from tests.fakes import FixedDetector, GatedDetector
 from tests.pictures import disc_jpeg, draw_scene, encode
 from tests.running import RunningApi, running_api, settings_in
-from tests.servers import absent
 
-CHROMIUM = Path("/usr/bin/chromium")
 FOUND = ((Circle(90, 110, 40), 0.9), (Circle(220, 130, 50), 0.7), (Circle(200, 60, 20), 0.2))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if not CHROMIUM.is_file():
-        absent("Chromium is not installed (Debian: chromium)")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

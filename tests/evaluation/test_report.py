@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser
 
 from circles.detectors import load_detector
 from circles.detectors.encoded import EncodedDetector
@@ -95,35 +95,29 @@ def test_metrics_keys_are_documented(report: Path) -> None:
     assert documented == set(metrics_of(report))
 
 
-def test_report_is_legible_in_a_browser(report: Path) -> None:
+def test_report_is_legible_in_a_browser(report: Path, browser: Browser) -> None:
     """One file: nothing is fetched; the table, the curves and the pictures are there, worst first."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no Chromium is installed")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page()
-        requested: list[str] = []
-        page.on("request", lambda request: requested.append(request.url))
-        page.goto((report / "report.html").as_uri())
-        assert [url for url in requested if not url.startswith(("file:", "data:"))] == []
-        assert page.locator("#headline tbody tr").count() == len(HEADLINE)
-        charts = page.locator(".charts figure svg")
-        assert charts.count() == 5
-        for index in range(5):
-            box = charts.nth(index).bounding_box()
-            assert box is not None
-            assert box["height"] > 100
-        assert page.locator(".charts svg").first.locator("path").count() > 10
-        pictures = page.locator(".gallery img")
-        assert pictures.count() == 12
-        pictures.last.scroll_into_view_if_needed()
-        page.wait_for_function("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
-        captions = page.locator(".gallery figcaption").all_inner_texts()
-        jaccards = [float(caption.rpartition("Jaccard ")[2]) for caption in captions]
-        assert jaccards[0] < jaccards[-1]
-        assert re.search(r"[1-9]\d* (wrong|missed)", captions[0])
-        browser.close()
+    page = browser.new_page()
+    requested: list[str] = []
+    page.on("request", lambda request: requested.append(request.url))
+    page.goto((report / "report.html").as_uri())
+    assert [url for url in requested if not url.startswith(("file:", "data:"))] == []
+    assert page.locator("#headline tbody tr").count() == len(HEADLINE)
+    charts = page.locator(".charts figure svg")
+    assert charts.count() == 5
+    for index in range(5):
+        box = charts.nth(index).bounding_box()
+        assert box is not None
+        assert box["height"] > 100
+    assert page.locator(".charts svg").first.locator("path").count() > 10
+    pictures = page.locator(".gallery img")
+    assert pictures.count() == 12
+    pictures.last.scroll_into_view_if_needed()
+    page.wait_for_function("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    captions = page.locator(".gallery figcaption").all_inner_texts()
+    jaccards = [float(caption.rpartition("Jaccard ")[2]) for caption in captions]
+    assert jaccards[0] < jaccards[-1]
+    assert re.search(r"[1-9]\d* (wrong|missed)", captions[0])
 
 
 def test_a_run_is_compared_with_an_earlier_one(report: Path, scenes: Path, tmp_path: Path) -> None:

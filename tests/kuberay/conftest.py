@@ -1,11 +1,20 @@
-"""What the tests of the gateway share."""
+"""What tests of the gateway share, and those that run pods."""
 
 from collections.abc import Iterator
 
 import pytest
 
 from tests.kuberay.mesh import Door, RunningMesh
+from tests.kuberay.pods import PodNetwork, need_namespaces, pod_network
 from tests.kuberay.scaled_mesh import scaled_mesh
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[PodNetwork]:
+    """Of pods on this machine."""
+    need_namespaces()
+    with pod_network() as network:
+        yield network
 
 
 @pytest.fixture(scope="package")

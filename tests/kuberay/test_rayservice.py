@@ -12,7 +12,7 @@ import httpx2
 import pytest
 
 from tests.kuberay.manifests import KUBERAY, OVERLAYS, Manifest, rendered
-from tests.kuberay.pods import Pod, PodNetwork, forwarded, need_namespaces, pod_network
+from tests.kuberay.pods import Pod, PodNetwork, forwarded
 from tests.kuberay.ray_pods import RayService, claims
 from tests.pictures import disc_jpeg
 from tests.running import wait_until
@@ -142,13 +142,6 @@ class Cluster:
     def addresses(self, group: str) -> set[str]:
         """Of a group's pods."""
         return {pod.address for pod in self.pods[group]}
-
-
-@pytest.fixture(scope="module")
-def network() -> Iterator[PodNetwork]:
-    need_namespaces()
-    with pod_network() as network:
-        yield network
 
 
 @contextlib.contextmanager

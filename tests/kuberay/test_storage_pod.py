@@ -15,19 +15,12 @@ from circles.storage.images import open_image_store
 from circles.storage.records import RecordBook
 from circles.storage.schema import migrate
 from tests.kuberay.manifests import KUBERAY, find, rendered
-from tests.kuberay.pods import Pod, PodNetwork, need_namespaces, pod_network
+from tests.kuberay.pods import Pod, PodNetwork
 from tests.records import add, found
 from tests.running import wait_until
 
 # Those of a claim; of a bucket the last one is the same.
 _COMMANDS = [*dict.fromkeys(re.findall(r"exec circles-storage -- (.*)", (KUBERAY / "README.md").read_text("utf-8")))]
-
-
-@pytest.fixture(scope="module")
-def network() -> Iterator[PodNetwork]:
-    need_namespaces()
-    with pod_network() as network:
-        yield network
 
 
 @pytest.fixture

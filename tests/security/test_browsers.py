@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from playwright.sync_api import Error, sync_playwright
+from playwright.sync_api import Browser, Error
 from pydantic import ValidationError
 
 from circles.settings import Settings
@@ -16,9 +16,7 @@ from tests.api.test_errors import assert_problem
 from tests.fakes import FixedDetector, GatedDetector
 from tests.pictures import disc_jpeg
 from tests.running import RunningApi, running_api, settings_in
-from tests.servers import absent
 
-CHROMIUM = Path("/usr/bin/chromium")
 PAGE = "https://app.example.org"
 
 
@@ -109,26 +107,21 @@ def test_what_is_asked_comes_back_as_json(api: RunningApi, path: str) -> None:
     assert response.json()["detail"]
 
 
-def test_documentation_works_in_a_browser_under_its_policy(api: RunningApi) -> None:
+def test_documentation_works_in_a_browser_under_its_policy(api: RunningApi, browser: Browser) -> None:
     """Nothing of the page is refused, and what is not of the page would be."""
-    if not CHROMIUM.is_file():
-        absent("Chromium is not installed (Debian: chromium)")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
-        page = browser.new_page()
-        said: list[str] = []
-        page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.goto(f"{api.url}/docs")
-        page.get_by_text("/api/v1/images/{image_id}/content").first.wait_for()
-        page.get_by_text("/health").first.click()
-        page.get_by_role("button", name="Try it out").click()
-        page.get_by_role("button", name="Execute").click()
-        page.get_by_text('"status": "ok"').first.wait_for()
-        assert said == []
-        with pytest.raises(Error, match="Content Security Policy"):
-            page.add_script_tag(content="window.added = 1")
-        browser.close()
+    page = browser.new_page()
+    said: list[str] = []
+    page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto(f"{api.url}/docs")
+    page.get_by_text("/api/v1/images/{image_id}/content").first.wait_for()
+    page.get_by_text("/health").first.click()
+    page.get_by_role("button", name="Try it out").click()
+    page.get_by_role("button", name="Execute").click()
+    page.get_by_text('"status": "ok"').first.wait_for()
+    assert said == []
+    with pytest.raises(Error, match="Content Security Policy"):
+        page.add_script_tag(content="window.added = 1")
 
 
 def test_pages_of_named_origins_may_ask(shared: RunningApi) -> None:
