@@ -37,6 +37,10 @@ class BBox:
         """(x_min, y_min, x_max, y_max)."""
         return (self.x_min, self.y_min, self.x_max, self.y_max)
 
+    def margin(self, width: float, height: float) -> float:
+        """Px from the box to the nearest border of an image of this size; negative where it lies beyond one."""
+        return min(self.x_min, self.y_min, width - self.x_max, height - self.y_max)
+
     def clip(self, width: float, height: float) -> "BBox":
         """The part of the box inside an image of this size; degenerate (zero area) when none is."""
         return BBox(

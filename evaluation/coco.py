@@ -205,7 +205,7 @@ def outline(bbox: BBox, circle: Circle | None, width: int, height: int) -> tuple
     It is the one in the box, which follows a tilted object. A box that the picture's border cut says nothing of what
     lies beyond, so there it is the circle, where one is known.
     """
-    is_cut = min(bbox.x_min, bbox.y_min, width - bbox.x_max, height - bbox.y_max) < _MAX_OUTSIDE_PX
+    is_cut = bbox.margin(width, height) < _MAX_OUTSIDE_PX
     if circle is not None and is_cut and circle.bbox() != circle.bbox().clip(width, height):
         return circle.center_x, circle.center_y, circle.radius, circle.radius
     return (bbox.x_min + bbox.x_max) / 2, (bbox.y_min + bbox.y_max) / 2, bbox.width / 2, bbox.height / 2

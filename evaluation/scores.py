@@ -204,7 +204,7 @@ def _truth_circle(truth: Truth, image: AnnotatedImage) -> Circle | None:
     if truth.circle is not None:
         return truth.circle
     bbox = truth.bbox
-    if min(bbox.x_min, bbox.y_min, image.width - bbox.x_max, image.height - bbox.y_max) < _BORDER_PX:
+    if bbox.margin(image.width, image.height) < _BORDER_PX:
         return None
     return Circle((bbox.x_min + bbox.x_max) / 2, (bbox.y_min + bbox.y_max) / 2, math.sqrt(bbox.width * bbox.height) / 2)
 

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from circles.geometry import BBox
-from training.samples import Outline, Sample, SampleObject, with_hidden_parts
-from training.sprites import SPRITE_PX, Pixels, Sprites, distractor_outline, random_color, write_text
+from training.samples import Outline, Sample, SampleObject, polygon_area, with_hidden_parts
+from training.sprites import SPRITE_PX, SPRITE_SPAN, Pixels, Sprites, distractor_outline, random_color, write_text
 
 _MAX_OVERLAP = 0.25  # part of their joint reach that two things may share
 _PLACEMENT_TRIES = 12
@@ -116,20 +116,19 @@ def _paint_sprite(canvas: Pixels, sprite: Pixels, unit: Outline, outline: Outlin
     if window is None:
         return
     rows, columns = window
-    half = sprite.shape[0] / 2
-    on_sprite = (unit / 1.1 + 1) * half
-    # The affine map between corresponding corners, by least squares: exact, as one is an affine image of the other.
-    corners = np.column_stack([on_sprite, np.ones(len(unit))])
-    matrix, *_ = np.linalg.lstsq(corners, outline - (columns.start, rows.start), rcond=None)
-    scale = float(np.sqrt(abs(np.linalg.det(matrix[:2]))))
+    on_canvas = outline - (columns.start, rows.start)
+    on_sprite = unit / SPRITE_SPAN + 0.5  # in its sides
+    scale = np.sqrt(polygon_area(on_canvas) / polygon_area(on_sprite)) / sprite.shape[0]
     if scale < 0.6:  # shrink by the mean over areas before warping, which would alias
         size = max(4, round(sprite.shape[0] * scale))
-        shrunk = cv2.resize(sprite, (size, size), interpolation=cv2.INTER_AREA)
-        matrix[:2] *= sprite.shape[0] / size
-        sprite = shrunk.astype(np.float32, copy=False)
+        sprite = cv2.resize(sprite, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32, copy=False)
+    # The affine map between corresponding corners, by least squares: exact, as one is an affine image of the other.
+    # OpenCV's pixel centres are whole numbers, this project's lie at halves.
+    corners = np.column_stack([on_sprite * sprite.shape[0] - 0.5, np.ones(len(unit))])
+    matrix, *_ = np.linalg.lstsq(corners, on_canvas - 0.5, rcond=None)
     area = canvas[rows, columns]
     warped = cv2.warpAffine(sprite, matrix.T, (area.shape[1], area.shape[0]), borderMode=cv2.BORDER_REPLICATE)
-    coverage = _coverage(area, outline - (columns.start, rows.start))
+    coverage = _coverage(area, on_canvas)
     area += coverage[..., None] * (warped - area)
 
 

@@ -52,11 +52,10 @@ def photo_sample(photo: Photo, side_px: int, rng: np.random.Generator) -> Sample
     if largest:
         scale = min(scale, _MAX_RADIUS * side_px / largest)
     if scale < 0.7:  # warping would alias: shrink first, by the mean over areas
-        shrunk = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        ratio_x, ratio_y = shrunk.shape[1] / image.shape[1], shrunk.shape[0] / image.shape[0]
-        shrink = np.diag([ratio_x, ratio_y, 1.0])
+        shrunk = _shrunk(image, scale)
+        shrink = np.diag([shrunk.shape[1] / image.shape[1], shrunk.shape[0] / image.shape[0], 1.0])
         objects = tuple(_moved(each, shrink) for each in objects)
-        image, scale = shrunk.astype(np.uint8, copy=False), 1.0
+        image, scale = shrunk, 1.0
     matrix = _view(image.shape[1], image.shape[0], scale, side_px, is_rigid=photo.is_rigid, objects=objects, rng=rng)
     # OpenCV's pixel centres are whole numbers, this project's lie at halves.
     half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1.0]])
@@ -76,18 +75,20 @@ def _load(annotated: AnnotatedImage, *, is_tilted: bool) -> Photo:
     image = decode_image(annotated.path.read_bytes(), max_pixels=2**40)
     scale = min(1.0, _MAX_SIDE_PX / max(image.shape[:2]))
     if scale < 1:
-        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+        image = _shrunk(image, scale)
+    scales = np.array(image.shape[1::-1]) / (annotated.width, annotated.height)
     objects = []
     for truth in annotated.truth:
-        is_cut = _is_cut(truth.bbox, annotated.width, annotated.height)
+        is_cut = truth.bbox.margin(annotated.width, annotated.height) < _CUT_PX
         outline = _rectangle(truth.bbox) if is_cut else _inscribed(truth.bbox)
         has_rim = not is_cut and not is_tilted
-        objects.append(SampleObject(outline * scale, has_rim, is_exact=False, is_whole=not is_cut))
+        objects.append(SampleObject(outline * scales, has_rim, is_exact=False, is_whole=not is_cut))
     return Photo(image, tuple(objects), is_rigid=not all(each.has_rim for each in objects))
 
 
-def _is_cut(bbox: BBox, width: int, height: int) -> bool:
-    return min(bbox.x_min, bbox.y_min, width - bbox.x_max, height - bbox.y_max) < _CUT_PX
+def _shrunk(image: RGBImage, scale: float) -> RGBImage:
+    """By the mean over areas, to whole px."""
+    return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
 
 
 def _inscribed(bbox: BBox) -> Outline:

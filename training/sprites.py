@@ -17,8 +17,10 @@ from evaluation.coco import load_dataset
 from training.photos import Photo
 from training.samples import CORNERS, Outline
 
-SPRITE_PX = 192
-_SPAN = 2.2  # radii that a sprite is wide: a little more than the thing itself
+SPRITE_PX = 198  # of which a thing takes 180: whole px, and an even border
+SPRITE_SPAN = 2.2
+"""Radii that a sprite is wide: a little more than the thing itself."""
+
 _GROUND_TRIES = 12
 _CHARACTERS = string.ascii_letters + string.digits + "0oOeCGQ690&%@.,:"  # those that look round more often
 
@@ -45,11 +47,10 @@ class Sprites:
         angles = np.linspace(0, 2 * np.pi, CORNERS, endpoint=False)
         if self._cutouts and rng.random() < 0.3:
             cutout = self._cutouts[int(rng.integers(len(self._cutouts)))]
-            inner = round(size / 1.1)
-            border = (size - inner) // 2
-            resized = cv2.resize(cutout, (inner, inner), interpolation=cv2.INTER_AREA)
+            border = round(size / 2 - size / SPRITE_SPAN)
+            resized = cv2.resize(cutout, (size - 2 * border, size - 2 * border), interpolation=cv2.INTER_AREA)
             framed = cv2.copyMakeBorder(resized, border, border, border, border, cv2.BORDER_REPLICATE)
-            pixels = np.asarray(cv2.resize(framed, (size, size)), np.float32)
+            pixels = framed.astype(np.float32)
             if rng.random() < 0.3:
                 pixels = pixels * rng.uniform(0.5, 1.4, 3).astype(np.float32)
             return pixels, np.stack([np.cos(angles), np.sin(angles)], axis=-1)
@@ -151,7 +152,7 @@ def random_color(rng: np.random.Generator) -> NDArray[np.float32]:
 
 
 def _without_objects(photo: Photo, size: int, rng: np.random.Generator) -> Pixels:
-    """A part of the photograph's ground that shows no object; its darkest blur where there is none."""
+    """A part of the photograph's ground that shows no object; where none is found, the color of its upper edge."""
     height, width = photo.image.shape[:2]
     boxes = [(each.outline.min(axis=0), each.outline.max(axis=0)) for each in photo.objects]
     for _ in range(_GROUND_TRIES):
@@ -168,7 +169,7 @@ def _decorated(sprite: Pixels, rng: np.random.Generator) -> Pixels:
     """What round things carry: rims, hubs, spokes, holes, print, reliefs; and light upon it."""
     sprite = np.ascontiguousarray(sprite)
     size = sprite.shape[0]
-    ys, xs = ((np.mgrid[0:size, 0:size] + 0.5 - size / 2) / (size / _SPAN)).astype(np.float32)
+    ys, xs = ((np.mgrid[0:size, 0:size] + 0.5 - size / 2) / (size / SPRITE_SPAN)).astype(np.float32)
     for _ in range(int(rng.integers(0, 4))):
         _decorate(sprite, xs, ys, rng)
     return _lit(sprite, xs, ys, rng)
@@ -176,7 +177,7 @@ def _decorated(sprite: Pixels, rng: np.random.Generator) -> Pixels:
 
 def _decorate(sprite: Pixels, xs: NDArray[np.float32], ys: NDArray[np.float32], rng: np.random.Generator) -> None:
     """One decoration, where ``xs`` and ``ys`` are coordinates in which the outline is the unit circle."""
-    size, unit = sprite.shape[0], sprite.shape[0] / _SPAN
+    size, unit = sprite.shape[0], sprite.shape[0] / SPRITE_SPAN
     radius, theta = np.hypot(xs, ys), np.arctan2(ys, xs)
     color = random_color(rng)
     match rng.integers(7):

@@ -17,7 +17,7 @@ _MIN_SPREAD_CELLS = 0.55
 
 @dataclass(frozen=True, slots=True)
 class TargetMaps:
-    """Maps of (H/4, W/4) cells, batched along the first axis; lengths in px.
+    """Maps of (H/4, W/4) cells, with the samples of the batch along the first axis; lengths in px.
 
     A cell answers for the box of the object whose mound is highest there.
     """
@@ -29,16 +29,16 @@ class TargetMaps:
     """0 where nobody knows what should be said."""
 
     weights: Tensor
-    """How much a cell's box counts; sums to 1 over each object's cells."""
+    """How much a cell's box counts: its share of the object's mound, 0 where the cell's middle lies outside the box."""
 
     circle_weights: Tensor
     """Likewise for circles; 0 where none is known."""
 
     sides: Tensor
-    """(4, ...): left, top, right, bottom."""
+    """(B, 4, H/4, W/4): left, top, right, bottom."""
 
     circles: Tensor
-    """(3, ...): center x and y from the cell's middle, radius."""
+    """(B, 3, H/4, W/4): center x and y from the cell's middle, radius."""
 
     def to(self, device: torch.device) -> "TargetMaps":
         """The same on this device."""

@@ -116,7 +116,7 @@ class HeatmapDetector:
             scale = min(view_px / max(width, height), _MAX_SCALE if level < _GIVEN_LEVELS else 1.0)
             areas = _worthwhile(areas_of(width, height, scale), small, scale, tiles_left)
             tiles_left -= len(areas)
-            seen = [each for tile in tiles(image, areas, scale) for each in self._look(tile, scale, width, height)]
+            seen = [each for tile in tiles(image, areas, scale) for each in self._look(tile, width, height)]
             if level == 0:
                 seen = [each for each in seen if each.circle.radius * scale >= _LARGE_RADIUS_PX]
             found = suppress_duplicates(_best([*found, *seen], _MAX_PEAKS), _MAX_IOU)[:_MAX_OBJECTS]
@@ -129,13 +129,14 @@ class HeatmapDetector:
                 break
         return found
 
-    def _look(self, tile: Tile, scale: float, width: int, height: int) -> list[Detection]:
+    def _look(self, tile: Tile, width: int, height: int) -> list[Detection]:
         """What is seen in a tile, in px of the picture; ``_MAX_OBJECTS`` of the best at most."""
         scores, boxes, circles = _peaks(self._runtime.cells(tile.image))
         area = tile.area
         best = np.flatnonzero(is_seen_whole(area, boxes))[:_MAX_OBJECTS]
-        boxes = (boxes[best] + (area.left, area.top, area.left, area.top)) / scale
-        circles = (circles[best] + (area.left, area.top, 0.0)) / scale
+        scale_x, scale_y = area.level_width / width, area.level_height / height
+        boxes = (boxes[best] + (area.left, area.top, area.left, area.top)) / (scale_x, scale_y, scale_x, scale_y)
+        circles = (circles[best] + (area.left, area.top, 0.0)) / (scale_x, scale_y, np.sqrt(scale_x * scale_y))
         detections = [
             Detection(Circle(*circle), BBox(*box).clip(width, height), score)
             for circle, box, score in zip(circles.tolist(), boxes.tolist(), scores[best].tolist(), strict=True)
@@ -201,7 +202,7 @@ def _place(
 def _guess(proposal: Detection, width: int, height: int) -> Ellipse:
     """The ellipse in the proposed box; its circle, where the picture's border cuts it."""
     bbox, circle = proposal.bbox, proposal.circle
-    if min(bbox.x_min, bbox.y_min, width - bbox.x_max, height - bbox.y_max) < _BORDER_PX:
+    if bbox.margin(width, height) < _BORDER_PX:
         return Ellipse(circle.center_x, circle.center_y, circle.radius, circle.radius, 0.0)
     return Ellipse((bbox.x_min + bbox.x_max) / 2, (bbox.y_min + bbox.y_max) / 2, bbox.width / 2, bbox.height / 2, 0.0)
 

@@ -54,8 +54,8 @@ class HoughDetector:
         height, width = image.shape[:2]
         grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.uint8, copy=False)
         detections: list[Detection] = []
-        for long_side_px in self._parameters.long_sides_px:
-            scale = min(long_side_px / max(width, height), 2.0)
+        # Of a small picture several come out the same, by the limit.
+        for scale in sorted({min(side_px / max(width, height), 2.0) for side_px in self._parameters.long_sides_px}):
             if min(width, height) * scale < 8:  # too thin for HoughCircles' gradient kernels to say anything
                 continue
             resized = _resize(grey, scale)

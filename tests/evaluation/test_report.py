@@ -188,11 +188,7 @@ def test_scenes_are_of_the_kind_asked_for(kind: _SceneKind, monkeypatch: pytest.
     monkeypatch.setattr(command_line, "_OUTPUT", tmp_path)
     dataset = command_line._drawn_scenes(6, kind)
     truth = [(each.bbox, image) for image in dataset.images for each in image.truth]
-    cut = [
-        bbox
-        for bbox, image in truth
-        if min(bbox.x_min, bbox.y_min, image.width - bbox.x_max, image.height - bbox.y_max) <= 0
-    ]
+    cut = [bbox for bbox, image in truth if bbox.margin(image.width, image.height) <= 0]
     assert len(dataset.images) == 6
     assert (bool(truth), bool(cut)) == {
         "scenes": (True, True),

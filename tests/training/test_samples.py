@@ -13,13 +13,13 @@ from circles.geometry import Ellipse
 from evaluation.coco import write_scenes
 from evaluation.scenes import PLAIN, draw_scene
 from training.augment import photograph
-from training.collages import Collages
+from training.collages import Collages, _paint_sprite
 from training.losses import heatmap_losses
 from training.mixture import Mixture, scene_sample
 from training.photos import load_photos, photo_sample
 from training.rims import RimMixture, _guesses
 from training.samples import Sample, SampleObject, clip_polygon, mosaic, polygon_area, targets_of, with_hidden_parts
-from training.sprites import Sprites, load_cutouts
+from training.sprites import SPRITE_PX, SPRITE_SPAN, Sprites, load_cutouts
 from training.targets import batch_maps, target_maps
 
 
@@ -90,6 +90,36 @@ def _change_across(sample: Sample, outline: np.ndarray[tuple[int, int], np.dtype
     inner, outer = (center + (part + shift) * (outline - center) for shift in (-0.08, 0.08))
     colors = [sample.image[tuple(np.clip(rim, 0, 255).astype(int).T[::-1])].astype(float) for rim in (inner, outer)]
     return float(np.abs(colors[0] - colors[1]).mean())
+
+
+@pytest.mark.parametrize("radius", [20.0, 120.0])  # shrunk before it is laid down, and enlarged
+def test_a_sprite_lies_where_its_outline_does(radius: float) -> None:
+    """A ramp comes out as the ramp that the outline's affine map makes of it, to a hundredth of a px."""
+    side, center = SPRITE_PX, np.array([150.3, 149.6])
+    unit = Ellipse(0.0, 0.0, 1.0, 1.0, 0.0).points(96)
+    ramp = np.tile((np.arange(side, dtype=np.float32) + 0.5)[None, :, None], (side, 1, 3))
+    canvas = np.zeros((300, 300, 3), np.float32)
+
+    _paint_sprite(canvas, ramp, unit, unit * radius + center)
+
+    reach = int(0.9 * radius)
+    columns = np.arange(150 - reach, 150 + reach)
+    expected = ((columns + 0.5 - center[0]) / radius / SPRITE_SPAN + 0.5) * side
+    off_px = (canvas[150, columns, 0] - expected) / side * SPRITE_SPAN * radius
+    assert np.abs(off_px).mean() < 0.02
+    assert abs(off_px.mean()) < 0.01
+
+
+def test_outlines_of_photographs_shrunk_in_memory_still_fit(tmp_path: Path) -> None:
+    scene = draw_scene(1, replace(PLAIN, width=1501, height=1003))
+    write_scenes(tmp_path, [scene])
+    (photo,) = load_photos([tmp_path])
+    enlargement = np.array(scene.image.shape[1::-1]) / photo.image.shape[1::-1]
+
+    assert photo.image.shape[:2] == (668, 1000)
+    for drawn, each in zip(scene.objects, photo.objects, strict=True):
+        corners = each.outline * enlargement
+        assert corners.max(axis=0) == pytest.approx(drawn.outline.points(96).max(axis=0), abs=0.1)
 
 
 def test_photograph_sample_moves_boxes_with_the_pixels(scenes: Path) -> None:
