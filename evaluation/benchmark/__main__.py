@@ -127,13 +127,14 @@ def replicas(
     counts: Annotated[list[int] | None, typer.Argument(help="Default: 1 2 4 8 16 32 64.")] = None,
     wait_s: Annotated[float, typer.Option(min=0.01, help="That the detector takes for a picture.")] = 1.0,
     seconds: Annotated[float, typer.Option(min=1, help="Of each measurement.")] = 20.0,
+    nodes: Annotated[int, typer.Option(min=1, help="Ray nodes, all on this machine, that share the replicas.")] = 1,
 ) -> None:
     """Say what more and more replicas do whose detector only waits: what serving itself can do."""
     table = Table("replicas", "pictures/s", "of the ideal", "p50, s", "ready after, s", title=f"{wait_s:g} s a picture")
     for count in counts or [1, 2, 4, 8, 16, 32, 64]:
         _say(f"{count} replicas")
         with fresh_folder() as folder:
-            found = measure_replicas(drawn_pictures(_PICTURES), count, wait_s, seconds, folder)
+            found = measure_replicas(drawn_pictures(_PICTURES), count, wait_s, seconds, folder, nodes)
         part = found.pictures_per_s / found.ideal_per_s
         _say(f"    {found.pictures_per_s:.1f} pictures/s, {part:.0%} of the ideal; ready after {found.start_s:.0f} s")
         numbers = (f"{found.pictures_per_s:.1f}", f"{part:.0%}", f"{found.p50_s:.2f}", f"{found.start_s:.0f}")

@@ -4,6 +4,8 @@ And from zero, with the real one.
 """
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ from typing import Any
 
 import httpx2
 import numpy as np
+import psutil
 import yaml
 from matplotlib.figure import Figure
 
@@ -41,15 +44,17 @@ class ReplicaCount:
 
 
 def measure_replicas(
-    pictures: tuple[bytes, ...], count: int, wait_s: float, seconds: float, folder: Path
+    pictures: tuple[bytes, ...], count: int, wait_s: float, seconds: float, folder: Path, nodes: int = 1
 ) -> ReplicaCount:
     """Asks with twice as many clients as there are replicas, so that each always has work.
 
     Args:
         folder: For data and logs; fresh.
+        nodes: Of Ray, all on this machine, with equally many replicas each; the first one has the rest of the
+            application too.
     """
     began = time.monotonic()
-    with _running(folder, str(count), wait_s, 4 * count) as (_, target):
+    with _running(folder, str(count), wait_s, 4 * count, nodes, -(-count // nodes)) as (_, target):
         start_s = time.monotonic() - began
         load = Load(target, pictures, Closed(2 * count), seconds + 3 * wait_s, 3 * wait_s, _TIMEOUT_S)
         result = run_load(load)
@@ -138,16 +143,50 @@ def measure_wake(pictures: tuple[bytes, ...], folder: Path) -> Wake:
 class _WaitingService(LocalService):
     """Serve with the application whose detector waits."""
 
+    def __init__(self, run_folder: Path, name: str) -> None:
+        super().__init__(run_folder, name)
+        self._nodes: list[subprocess.Popen[bytes]] = []
+
+    def add_node(self, log_path: Path) -> None:
+        """Starts another node of its Ray, to be ended with it."""
+        first_node = next(process.cmdline() for process in self.processes() if process.name() == "raylet")
+        gcs_address = next(option for option in first_node if option.startswith("--gcs-address="))
+        address = gcs_address.replace("--gcs-address", "--address")
+        command = [str(Path(sys.executable).parent / "ray"), "start", address, "--block", "--num-cpus=1"]
+        # What Serve's workers read, and the mark of this service. A local Ray makes a token, and shows it only to those
+        # who ask for it.
+        environment = {**psutil.Process(self.pid).environ(), "RAY_AUTH_MODE": "token"}
+        with log_path.open("wb") as log:
+            self._nodes.append(
+                subprocess.Popen(  # noqa: S603
+                    [*command, f"--dashboard-agent-listen-port={free_port()}"],
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            )
+
+    def stop(self) -> int:
+        count = super().stop()
+        for node in self._nodes:
+            node.wait()  # as for the first program: no zombie stays
+        return count
+
     def _config(self, ports: Ports) -> Path:
         path = super()._config(ports)
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
         config["applications"][0]["import_path"] = _APPLICATION
+        config["proxy_location"] = "HeadOnly"  # other nodes of this machine would want the same ports
         path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
         return path
 
 
 @contextmanager
-def _running(folder: Path, replicas: str, wait_s: float, in_flight: int) -> Iterator[tuple[LocalService, Target]]:
+def _running(
+    folder: Path, replicas: str, wait_s: float, in_flight: int, nodes: int = 1, most_per_node: int | None = None
+) -> Iterator[tuple[LocalService, Target]]:
     local = _WaitingService(folder / "run", name=f"scaling-{os.getpid()}")
     environment = {
         "DETECTION_TIMEOUT_S": str(_TIMEOUT_S),
@@ -155,7 +194,11 @@ def _running(folder: Path, replicas: str, wait_s: float, in_flight: int) -> Iter
         "WAITING_REPLICAS": replicas,
         "WAITING_S": str(wait_s),
     }
+    if most_per_node is not None:
+        environment["WAITING_PER_NODE"] = str(most_per_node)
     with _started(local, folder, environment) as target:
+        for number in range(1, nodes):
+            local.add_node(folder / f"node-{number}.log")
         wait_until_running(local, _TIMEOUT_S)
         yield local, target
 

@@ -1,7 +1,8 @@
 """This application with a detector that computes nothing and takes a fixed time: what is left is what serving does.
 
 ``import_path: evaluation.benchmark.programs.waiting:build_app`` in a Serve config; ``WAITING_S`` is the time, and
-``WAITING_REPLICAS`` the number of its replicas, or the two ends between which they are scaled (``1-8``).
+``WAITING_REPLICAS`` the number of its replicas, or the two ends between which they are scaled (``1-8``); one node holds
+at most ``WAITING_PER_NODE`` of them.
 """
 
 # No `from __future__ import annotations` here: Serve must see the class Settings, not its name as text.
@@ -42,6 +43,8 @@ def build_app(settings: Settings) -> Application:
     options["ray_actor_options"] = {"num_cpus": 0}
     # A wait is far longer than a detection.
     options["autoscaling_config"] |= {"target_ongoing_requests": 1, "downscale_delay_s": 10}
+    if most_per_node := os.environ.get("WAITING_PER_NODE"):
+        options["max_replicas_per_node"] = int(most_per_node)
     detector = serve.deployment(**options)(WaitingDetector).bind(settings, float(os.environ["WAITING_S"]))
     ingress = serve.deployment(
         name="Ingress",

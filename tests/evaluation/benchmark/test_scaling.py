@@ -13,9 +13,10 @@ PICTURES = (disc_jpeg(1),)
 WAIT_S = 0.5
 
 
-def test_replicas_that_wait_do_so_at_the_same_time(tmp_path: Path) -> None:
-    """None runs dry while others have more than one picture."""
-    found = measure_replicas(PICTURES, 3, WAIT_S, 6.0, tmp_path)
+@pytest.mark.parametrize("nodes", [1, 3])
+def test_replicas_that_wait_do_so_at_the_same_time(nodes: int, tmp_path: Path) -> None:
+    """None runs dry while others have more than one picture, on whatever node they are."""
+    found = measure_replicas(PICTURES, 3, WAIT_S, 6.0, tmp_path, nodes)
     assert found.ideal_per_s == pytest.approx(6.0)
     assert 0.75 * found.ideal_per_s < found.pictures_per_s <= 1.2 * found.ideal_per_s
     # Twice as many clients as replicas: half of them wait for the others.
