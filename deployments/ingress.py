@@ -21,6 +21,7 @@ from deployments.inference.v2_grpc import InferenceServicer
 from deployments.remote_detector import RemoteDetector
 from deployments.replica_detector import ReplicaDetector
 from deployments.services import Services, open_services
+from deployments.spare_worker import keep_spare_worker
 
 
 class UserConfig(pydantic.BaseModel, extra="forbid"):
@@ -54,6 +55,7 @@ class IngressDeployment:
             self._late_api = LateApi(lambda: open_services(settings, detector, holder), self._create_api)
         else:
             self._services = open_services(settings, detector, holder)
+        keep_spare_worker()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Serve asks for the application once the replica is constructed."""

@@ -22,6 +22,8 @@ _DETECTOR_QUEUE_HEADROOM = 16
 # In work or waiting, for each detector replica: it is never idle between two pictures, or has half a batch on a GPU,
 # and nobody waits long.
 _ONGOING_PER_REPLICA = 4.0
+# Serve learns that a replica has died when it asks for its health, and starts the next one then.
+_HEALTH_CHECK_PERIOD_S = 1.0
 _MESSAGE_LIMIT_VARIABLE = "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"
 _DEFAULT_MESSAGE_LIMIT = 4 * 1024 * 1024  # bytes
 _MESSAGE_OVERHEAD_BYTES = 1024 * 1024
@@ -41,7 +43,7 @@ def build_app(settings: Settings) -> Application:
         num_replicas=settings.ingress_replicas,
         ray_actor_options={"num_cpus": settings.ingress_num_cpus},
         max_ongoing_requests=settings.max_in_flight + _INGRESS_HEADROOM,
-        health_check_period_s=5,
+        health_check_period_s=_HEALTH_CHECK_PERIOD_S,
         health_check_timeout_s=15,
         graceful_shutdown_wait_loop_s=0.5,
         graceful_shutdown_timeout_s=settings.drain_timeout_s,
@@ -79,7 +81,7 @@ def detector_options(settings: Settings) -> dict[str, Any]:
         "request_router_config": RequestRouterConfig(
             request_router_class=FewestOutstandingRouter  # type: ignore[arg-type]  # annotated wrongly
         ),
-        "health_check_period_s": 5,
+        "health_check_period_s": _HEALTH_CHECK_PERIOD_S,
         "health_check_timeout_s": 30,
         "graceful_shutdown_wait_loop_s": 0.5,
         "graceful_shutdown_timeout_s": settings.drain_timeout_s,

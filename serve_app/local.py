@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-import psutil
 import yaml
 from dotenv import dotenv_values
 
@@ -142,12 +141,11 @@ class LocalService(LocalProcess):
     def log_paths(self) -> list[Path]:
         """What its start says, and, while it runs, what its replicas do, those that wrote last at the end."""
         written_at: dict[Path, float] = {}
-        for process in self.processes():
-            with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError):  # gone since it was listed
-                for folder in re.findall(r"--log_dir=(\S+)", " ".join(process.cmdline())):
-                    written_at |= {
-                        path: path.stat().st_mtime for path in Path(folder, "serve").glob("replica_circles_*.log")
-                    }
+        for _, command in self.commands():
+            for folder in re.findall(r"--log_dir=(\S+)", " ".join(command)):
+                for path in Path(folder, "serve").glob("replica_circles_*.log"):
+                    with contextlib.suppress(FileNotFoundError):  # gone since it was listed
+                        written_at[path] = path.stat().st_mtime
         return [self.log_path, *sorted(written_at, key=lambda path: written_at[path])]
 
     def application_status(self) -> dict[str, object]:

@@ -64,6 +64,13 @@ class LocalProcess:
         """All processes that descend from a start, oldest first."""
         return _processes_with(self._mark)
 
+    def commands(self) -> Iterator[tuple[psutil.Process, list[str]]]:
+        """Those processes with their command lines, without any that end meanwhile."""
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if command := process.cmdline():
+                    yield process, command
+
     def stop(self) -> int:
         """Ends all processes, gracefully first; how many there were."""
         count = stop_processes(self.processes)

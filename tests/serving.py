@@ -42,21 +42,14 @@ class RunningServe:
         command = [serve, "deploy", "-a", str(self.local.running().dashboard_url), str(path)]
         subprocess.run(command, env=environment, check=True, capture_output=True)
 
-    def commands(self) -> Iterator[tuple[psutil.Process, list[str]]]:
-        """Its processes with their command lines, without those that end meanwhile."""
-        for process in self.local.processes():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if command := process.cmdline():
-                    yield process, command
-
     def replica_processes(self, deployment: str) -> list[psutil.Process]:
         """The processes of a deployment's replicas, by the title that Ray gives them."""
         title = f"ray::ServeReplica:circles:{deployment}"
-        return [process for process, command in self.commands() if title in " ".join(command)]
+        return [process for process, command in self.local.commands() if title in " ".join(command)]
 
     def haproxy_processes(self) -> list[psutil.Process]:
         """HAProxy's, of which a reload leaves two for a moment."""
-        return [process for process, command in self.commands() if Path(command[0]).name == "haproxy"]
+        return [process for process, command in self.local.commands() if Path(command[0]).name == "haproxy"]
 
     def replica_pids(self) -> dict[str, set[int]]:
         """The process ids of each deployment's replicas."""

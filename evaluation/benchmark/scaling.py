@@ -19,11 +19,12 @@ import psutil
 import yaml
 from matplotlib.figure import Figure
 
+from deployments.spare_worker import IDLE_TITLE
 from evaluation.benchmark.contestants import wait_until_running
 from evaluation.benchmark.load import Closed, Load, LoadResult, Open, Target, run_load, started_load
 from evaluation.benchmark.pictures import unique_jpeg
 from serve_app.local import LocalService, Ports
-from serve_app.processes import free_port
+from serve_app.processes import LocalServiceError, free_port
 
 _APPLICATION = "evaluation.benchmark.programs.waiting:build_app"
 _TIMEOUT_S = 300.0
@@ -122,7 +123,7 @@ class Wake:
 
 
 def measure_wake(pictures: tuple[bytes, ...], folder: Path) -> Wake:
-    """Uploads two pictures to an application whose detector sleeps.
+    """Uploads two pictures to an application whose detector sleeps, and which has come to rest, as such ones have.
 
     Args:
         folder: For data and logs; fresh.
@@ -130,6 +131,7 @@ def measure_wake(pictures: tuple[bytes, ...], folder: Path) -> Wake:
     local = LocalService(folder / "run", name=f"wake-{os.getpid()}")
     with _started(local, folder, {"DETECTOR_MIN_REPLICAS": "0", "MODE": "real"}) as target:
         answers = []
+        _wait_for_spare_worker(local)
         with httpx2.Client(timeout=_TIMEOUT_S, trust_env=False) as client:
             client.get(target.url)  # what the ingress does first is not the detector's
             for number, picture in enumerate(pictures[:2]):
@@ -138,6 +140,14 @@ def measure_wake(pictures: tuple[bytes, ...], folder: Path) -> Wake:
                 answers.append((time.monotonic() - began, answer.status_code))
     (first_s, first_status), (next_s, _) = answers
     return Wake(first_s, first_status, next_s)
+
+
+def _wait_for_spare_worker(local: LocalService) -> None:
+    deadline = time.monotonic() + _TIMEOUT_S
+    while not any(command[0] == IDLE_TITLE for _, command in local.commands()):
+        if time.monotonic() > deadline:
+            raise LocalServiceError(f"no worker is idle after {_TIMEOUT_S:g} s")
+        time.sleep(_POLL_PERIOD_S)
 
 
 class _WaitingService(LocalService):
@@ -149,7 +159,7 @@ class _WaitingService(LocalService):
 
     def add_node(self, log_path: Path) -> None:
         """Starts another node of its Ray, to be ended with it."""
-        first_node = next(process.cmdline() for process in self.processes() if process.name() == "raylet")
+        first_node = next(command for _, command in self.commands() if Path(command[0]).name == "raylet")
         gcs_address = next(option for option in first_node if option.startswith("--gcs-address="))
         address = gcs_address.replace("--gcs-address", "--address")
         command = [str(Path(sys.executable).parent / "ray"), "start", address, "--block", "--num-cpus=1"]

@@ -49,7 +49,7 @@ class NotBackError(Exception):
 def kinds_present(service: RunningServe) -> dict[str, list[psutil.Process]]:
     """The processes that may be killed, by kind."""
     found: dict[str, list[psutil.Process]] = {}
-    for process, arguments in service.commands():
+    for process, arguments in service.local.commands():
         command = " ".join(arguments)
         kinds = [kind for kind, title in _TITLES.items() if title in command]
         if not kinds and command.startswith("ray::") and not command.startswith(_AGENTS):
@@ -115,7 +115,7 @@ def wait_for_serves_haproxy(service: RunningServe) -> None:
         NotBackError: It still does after ``_GIVE_UP_S``.
     """
     deadline = time.monotonic() + _GIVE_UP_S
-    while any("/stopgap.cfg" in " ".join(command) for _, command in service.commands()):
+    while any("/stopgap.cfg" in " ".join(command) for _, command in service.local.commands()):
         if time.monotonic() > deadline:
             raise NotBackError(f"Serve has started no HAProxy for {_GIVE_UP_S:g} s")
         time.sleep(_POLL_PERIOD_S)

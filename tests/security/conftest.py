@@ -47,7 +47,7 @@ class Guarded:
 
     def listeners(self) -> Iterator[tuple[str, int, str]]:
         """Address, port and program of all that listens."""
-        programs = {process.pid: " ".join(command) for process, command in self.serve.commands()}
+        programs = {process.pid: " ".join(command) for process, command in self.serve.local.commands()}
         for connection in psutil.net_connections(kind="tcp"):
             if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.pid in programs:
                 yield connection.laddr.ip, connection.laddr.port, programs[connection.pid]
@@ -74,7 +74,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
 
 
 def _logs(serve: RunningServe) -> Path:
-    for _, command in serve.commands():
+    for _, command in serve.local.commands():
         found = re.search(r"--log_dir=(\S+)", " ".join(command))
         if found:
             return Path(found.group(1))

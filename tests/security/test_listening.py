@@ -73,7 +73,7 @@ def test_the_control_port_wants_a_token(guarded: Guarded) -> None:
 
 
 def test_proxy_is_commanded_by_its_own_user_alone(guarded: Guarded) -> None:
-    commands = (command for _, command in guarded.serve.commands())
+    commands = (command for _, command in guarded.serve.local.commands())
     (config,) = {command[command.index("-f") + 1] for command in commands if Path(command[0]).name == "haproxy"}
     assert (Path(config).parent / "admin.sock").stat().st_mode & 0o777 == 0o600
 

@@ -1,5 +1,6 @@
 """A real Serve, taken apart while it works: what was acknowledged stays."""
 
+import contextlib
 import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ import pytest
 import yaml
 
 from circles.geometry import BBox
+from deployments.spare_worker import IDLE_TITLE
 from evaluation.coco import load_dataset
 from evaluation.metrics import Counts, count_matches
 from serve_app.processes import LocalServiceError
@@ -53,6 +55,17 @@ def ingress_log(service: RunningServe) -> str:
     return "".join(Path(path).read_text() for path in paths)
 
 
+def spare_workers(service: RunningServe) -> list[int]:
+    """The ids of processes that Ray keeps for whatever comes."""
+    return [process.pid for process, command in service.local.commands() if command[0] == IDLE_TITLE]
+
+
+def is_ready(client: httpx2.Client) -> bool:
+    with contextlib.suppress(httpx2.TransportError):
+        return client.get("/ready").status_code == 200
+    return False
+
+
 def assert_kept(client: httpx2.Client, pictures: list[bytes]) -> None:
     """Every picture is there, byte for byte, and detected in."""
     for image_bytes in pictures:
@@ -85,6 +98,15 @@ def test_killed_detector_loses_no_upload_of_its_batch(service: RunningServe, cli
     assert "detection is tried once more" in ingress_log(service)
     wait_until(lambda: detector.pid not in [process.pid for process in service.replica_processes("Detector")])
     assert_kept(client, pictures)
+
+
+def test_spare_worker_becomes_the_next_replica_and_is_replaced(service: RunningServe, client: httpx2.Client) -> None:
+    wait_until(lambda: len(spare_workers(service)) == 1)
+    (spare,), (ingress,) = spare_workers(service), service.replica_processes("Ingress")
+    ingress.kill()
+    wait_until(lambda: [process.pid for process in service.replica_processes("Ingress")] == [spare])
+    wait_until(lambda: len(spare_workers(service)) == 1)
+    wait_until(lambda: is_ready(client))
 
 
 def test_large_photograph_goes_through_the_fast_path(client: httpx2.Client) -> None:
