@@ -2,8 +2,9 @@
 
 Ray starts a process for a replica when one is wanted: some seconds of Python's imports, in which nobody answers, or the
 first picture waits for a sleeping detector. An idle worker is taken at once. Ray has some when it starts, which Serve's
-own actors take, and a worker that has run a task is not given to an actor any more. So one is asked for by a call of the
-raylet's that has no name in Ray's public interface, ``PrestartWorkers``; where it fails, replicas start as slowly as before.
+own actors take, and a worker that has run a task is not given to an actor any more. So one is asked for by a call of
+the raylet's that has no name in Ray's public interface, ``PrestartWorkers``; where it fails, replicas start as slowly
+as before.
 """
 
 import contextlib
@@ -12,7 +13,6 @@ import os
 import threading
 import time
 
-import grpc
 import psutil
 import ray
 from ray._private.grpc_utils import init_grpc_channel
@@ -21,10 +21,12 @@ from ray.core.generated.node_manager_pb2_grpc import NodeManagerServiceStub
 
 logger = logging.getLogger("ray.serve")
 
+IDLE_TITLE = "ray::IDLE"
+"""What a worker calls itself that nobody has taken yet."""
+
 _PERIOD_S = 5.0
 _TIMEOUT_S = 5.0
 _KEPT_IDLE_S = 24 * 3600  # then Ray ends it unless a core is free, and another one is asked for
-IDLE_TITLE = "ray::IDLE"
 _STARTING = "default_worker.py"
 
 
@@ -33,26 +35,17 @@ def keep_spare_worker() -> None:
     threading.Thread(target=_keep, name="spare-worker", daemon=True).start()
 
 
-def titles_of_workers() -> list[str]:
-    """What the workers of this one's node call themselves, itself included; those that start have a command line."""
-    titles = []
-    for process in psutil.Process(os.getppid()).children():
-        with contextlib.suppress(psutil.Error):  # ended meanwhile
-            titles.append(" ".join(process.cmdline()))
-    return titles
-
-
 def _keep() -> None:
     has_failed = False
     while True:
         time.sleep(_PERIOD_S)  # first: what has just started is not alone in wanting the cores
         try:
-            if not any(title.startswith(IDLE_TITLE) or _STARTING in title for title in titles_of_workers()):
+            if not any(title.startswith(IDLE_TITLE) or _STARTING in title for title in _titles_of_workers()):
                 _start_worker()
             has_failed = False
-        except (grpc.RpcError, psutil.Error, OSError):
-            if not has_failed:
-                logger.warning("no spare worker can be kept; trying again", exc_info=True)
+        except Exception:
+            if not has_failed:  # once, not every few seconds
+                logger.warning("no worker can be kept ready for the next replica; trying again", exc_info=True)
             has_failed = True
 
 
@@ -64,3 +57,12 @@ def _start_worker() -> None:
         request = PrestartWorkersRequest(num_workers=1, keep_alive_duration_secs=_KEPT_IDLE_S)
         raylet = NodeManagerServiceStub(channel)  # type: ignore[no-untyped-call]  # generated
         raylet.PrestartWorkers(request, timeout=_TIMEOUT_S)
+
+
+def _titles_of_workers() -> list[str]:
+    """What the workers of this one's node call themselves; those that start have a command line."""
+    titles = []
+    for process in psutil.Process(os.getppid()).children():
+        with contextlib.suppress(psutil.Error):  # ended meanwhile
+            titles.append(" ".join(process.cmdline()))
+    return titles

@@ -153,36 +153,22 @@ def _wait_for_spare_worker(local: LocalService) -> None:
 class _WaitingService(LocalService):
     """Serve with the application whose detector waits."""
 
-    def __init__(self, run_folder: Path, name: str) -> None:
-        super().__init__(run_folder, name)
-        self._nodes: list[subprocess.Popen[bytes]] = []
+    def add_node(self) -> None:
+        """Starts another node of its Ray, to be ended with it; returns when it has joined.
 
-    def add_node(self, log_path: Path) -> None:
-        """Starts another node of its Ray, to be ended with it."""
+        Raises:
+            LocalServiceError: It does not.
+        """
         first_node = next(command for _, command in self.commands() if Path(command[0]).name == "raylet")
         gcs_address = next(option for option in first_node if option.startswith("--gcs-address="))
-        address = gcs_address.replace("--gcs-address", "--address")
-        command = [str(Path(sys.executable).parent / "ray"), "start", address, "--block", "--num-cpus=1"]
+        command = [str(Path(sys.executable).parent / "ray"), "start", gcs_address.replace("--gcs-", "--")]
         # What Serve's workers read, and the mark of this service. A local Ray makes a token, and shows it only to those
         # who ask for it.
         environment = {**psutil.Process(self.pid).environ(), "RAY_AUTH_MODE": "token"}
-        with log_path.open("wb") as log:
-            self._nodes.append(
-                subprocess.Popen(  # noqa: S603
-                    [*command, f"--dashboard-agent-listen-port={free_port()}"],
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-            )
-
-    def stop(self) -> int:
-        count = super().stop()
-        for node in self._nodes:
-            node.wait()  # as for the first program: no zombie stays
-        return count
+        options = ["--num-cpus=1", f"--dashboard-agent-listen-port={free_port()}"]
+        started = subprocess.run([*command, *options], env=environment, check=False, capture_output=True, text=True)  # noqa: S603
+        if started.returncode != 0:
+            raise LocalServiceError(f"no node joins:\n{started.stderr}")
 
     def _config(self, ports: Ports) -> Path:
         path = super()._config(ports)
@@ -207,8 +193,8 @@ def _running(
     if most_per_node is not None:
         environment["WAITING_PER_NODE"] = str(most_per_node)
     with _started(local, folder, environment) as target:
-        for number in range(1, nodes):
-            local.add_node(folder / f"node-{number}.log")
+        for _ in range(1, nodes):
+            local.add_node()
         wait_until_running(local, _TIMEOUT_S)
         yield local, target
 
