@@ -24,7 +24,7 @@ logger = logging.getLogger("ray.serve")
 IDLE_TITLE = "ray::IDLE"
 """What a worker calls itself that nobody has taken yet."""
 
-_PERIOD_S = 5.0
+_PERIOD_S = 2.0
 _TIMEOUT_S = 5.0
 _KEPT_IDLE_S = 24 * 3600  # then Ray ends it unless a core is free, and another one is asked for
 _STARTING = "default_worker.py"
