@@ -4,6 +4,11 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-mkdir -p build
-.venv/bin/cyclonedx-py environment .venv --pyproject pyproject.toml --output-reproducible \
-    --output-file "${1:-build/sbom.json}"
+# In an environment of its own: with what it brings to check documents, jsonschema builds a parser of addresses whenever it
+# is imported, and each process of Ray imports it. All of them would start a second later.
+tool=build/sbom/bin/cyclonedx-py
+if [ ! -x "$tool" ]; then
+    .venv/bin/python -m venv build/sbom
+    build/sbom/bin/pip --disable-pip-version-check install --quiet cyclonedx-bom==7.5.0
+fi
+"$tool" environment .venv --pyproject pyproject.toml --output-reproducible --output-file "${1:-build/sbom.json}"

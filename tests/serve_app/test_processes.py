@@ -1,5 +1,7 @@
-"""How this machine's own addresses are asked."""
+"""Processes of this machine: how they are asked, and what all of Ray's start with."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,3 +20,9 @@ def test_a_proxy_of_the_environment_is_passed_by(tmp_path: Path, monkeypatch: py
         open_directly(f"{api.url}/health", timeout=10) as response,
     ):
         assert response.status == 200
+
+
+def test_rays_processes_do_not_build_a_parser_that_nobody_needs() -> None:
+    """With jsonschema's optional parts installed each of them does, for a second, and there are a dozen."""
+    check = "import sys, ray; sys.exit('rfc3987_syntax' in sys.modules)"
+    subprocess.run([sys.executable, "-c", check], check=True)
