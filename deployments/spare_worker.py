@@ -25,6 +25,7 @@ IDLE_TITLE = "ray::IDLE"
 """What a worker calls itself that nobody has taken yet."""
 
 _PERIOD_S = 2.0
+_LONGEST_PAUSE_S = 60.0
 _TIMEOUT_S = 5.0
 _KEPT_IDLE_S = 24 * 3600  # then Ray ends it unless a core is free, and another one is asked for
 _STARTING = "default_worker.py"
@@ -36,15 +37,19 @@ def keep_spare_worker() -> None:
 
 
 def _keep() -> None:
-    has_failed = False
+    pause_s, has_failed = _PERIOD_S, False
     while True:
-        time.sleep(_PERIOD_S)  # first: what has just started is not alone in wanting the cores
+        time.sleep(pause_s)  # first: what has just started is not alone in wanting the cores
+        # One that is gone again at the next look may have died, for want of memory: then another one is no help.
+        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
         try:
-            if not any(title.startswith(IDLE_TITLE) or _STARTING in title for title in _titles_of_workers()):
+            if any(title.startswith(IDLE_TITLE) or _STARTING in title for title in _titles_of_workers()):
+                pause_s = _PERIOD_S
+            else:
                 _start_worker()
             has_failed = False
         except Exception:
-            if not has_failed:  # once, not every few seconds
+            if not has_failed:  # once, not at every try
                 logger.warning("no worker can be kept ready for the next replica; trying again", exc_info=True)
             has_failed = True
 
