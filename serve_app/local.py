@@ -20,6 +20,7 @@ from serve_app.processes import (
     LocalServiceError,
     check_port_is_free,
     free_port,
+    free_ports,
     open_directly,
 )
 
@@ -82,8 +83,8 @@ class LocalService(LocalProcess):
         for port in (ports.http, ports.grpc, ports.haproxy_stats, ports.haproxy_metrics):
             check_port_is_free(port)
         self._run_folder.mkdir(parents=True, exist_ok=True)
-        first_replica_port = free_port()
         replicas = int(environment.get("INGRESS_REPLICAS") or os.environ.get("INGRESS_REPLICAS") or 1)
+        replica_ports = free_ports(3 * replicas + 8)
         serving = {key: value for key, value in dotenv_values(ROOT / "serve.env").items() if value is not None}
         has_haproxy = {**serving, **os.environ, **environment}.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"
         variables = {
@@ -98,8 +99,8 @@ class LocalService(LocalProcess):
             "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
             "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(free_port()),
             # So do the replicas' gRPC servers, whatever Serve asks of them.
-            "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(first_replica_port),
-            "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(first_replica_port + 3 * replicas + 8),
+            "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(replica_ports.start),
+            "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(replica_ports.stop),
             **environment,
         }
         self.config_path = self._config(ports)

@@ -24,6 +24,7 @@ _STOP_TIMEOUT_S = 30.0
 _POLL_PERIOD_S = 0.2
 # Below those that the kernel gives to connections, and beside those of Serve's replicas.
 _PORTS = range(20_000, 30_000)
+_given_ports: set[int] = set()
 
 open_directly = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 """``urllib.request.urlopen`` for this machine's own addresses, which a proxy of the environment does not know."""
@@ -139,16 +140,34 @@ class LocalProcess:
 
 
 def free_port() -> int:
-    """A port of the loopback address that nobody has just now, and that no connection is given before it is used.
+    """One port as ``free_ports`` gives them; raises as it does."""
+    return free_ports(1)[0]
+
+
+def free_ports(count: int) -> range:
+    """Neighbouring ports of the loopback address, for servers that this process is about to start.
+
+    Nobody has them just now, no connection is given one before it is used, and this process is given none twice:
+    a server may need seconds until it binds its own.
 
     Raises:
-        LocalServiceError: There is none.
+        LocalServiceError: There are none.
     """
-    for port in random.SystemRandom().sample(_PORTS, 100):
-        with socket.socket() as probe, contextlib.suppress(OSError):
+    for first in random.SystemRandom().sample(range(_PORTS.start, _PORTS.stop - count + 1), 100):
+        ports = range(first, first + count)
+        if _given_ports.isdisjoint(ports) and all(map(_is_free, ports)):
+            _given_ports.update(ports)
+            return ports
+    raise LocalServiceError(f"{count} neighbouring ports from {_PORTS.start} to {_PORTS.stop - 1} are not free")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
             probe.bind(("127.0.0.1", port))
-            return port
-    raise LocalServiceError(f"no port from {_PORTS.start} to {_PORTS.stop - 1} is free")
+        except OSError:
+            return False
+    return True
 
 
 def stop_all() -> int:

@@ -31,7 +31,7 @@ from deployments.inference import v1, v2_rest
 from deployments.inference.requests import INPUT_DATATYPE, INPUT_NAME
 from deployments.inference.v2_grpc import SERVICE_NAME
 from serve_app.local import LocalService, Ports
-from serve_app.processes import ROOT, free_port
+from serve_app.processes import ROOT, free_port, free_ports
 
 _MODEL = Settings.model_fields["model_name"].default
 _WARM_UP_ROUNDS = 3
@@ -90,7 +90,7 @@ def measure(picture: bytes, rounds: int) -> list[Cost]:
 def _running_application(folder: Path) -> Iterator[Ports]:
     service = LocalService(folder / "run", name="protocols")
     variables = {"DATABASE_URL": f"sqlite:///{folder}/db.sqlite3", "STORAGE_URL": f"file:{folder}/images"}
-    ports = Ports(free_port(), free_port(), free_port(), free_port())
+    ports = Ports(*free_ports(4))
     try:
         service.start({"MODE": "real", "DETECTOR_MAX_REPLICAS": "1", **variables}, ports)
         yield ports

@@ -15,7 +15,7 @@ import psutil
 import yaml
 
 from serve_app.local import LocalService, Ports
-from serve_app.processes import free_port
+from serve_app.processes import LocalServiceError, free_ports
 
 
 @dataclass
@@ -83,6 +83,17 @@ def started_serve(folder: Path, **settings: str) -> RunningServe:
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.5",
         **settings,
     }
-    ports = Ports(http=free_port(), grpc=free_port(), haproxy_stats=free_port(), haproxy_metrics=free_port())
-    local.start(environment, ports)
+    try:
+        ports = _started(local, environment)
+    except LocalServiceError as error:
+        # A port that was free when it was picked was somebody's when HAProxy, the last to start, came to it.
+        if "Address already in use" not in str(error):
+            raise
+        ports = _started(local, environment)
     return RunningServe(f"http://127.0.0.1:{ports.http}", f"127.0.0.1:{ports.grpc}", folder, environment, local)
+
+
+def _started(local: LocalService, environment: dict[str, str]) -> Ports:
+    ports = Ports(*free_ports(4))
+    local.start(environment, ports)
+    return ports

@@ -14,7 +14,7 @@ from circles.detectors.guarded import ALLOCATOR_VARIABLES
 from evaluation.benchmark.environments import environment_with
 from evaluation.benchmark.load import Target
 from serve_app.local import LocalService, Ports
-from serve_app.processes import ROOT, LocalProcess, LocalServiceError, free_port
+from serve_app.processes import ROOT, LocalProcess, LocalServiceError, free_port, free_ports
 
 CORES = os.cpu_count() or 1
 
@@ -86,7 +86,7 @@ class Ours:
             "MAX_IN_FLIGHT": str(64 * CORES),
             **self._variables,
         }
-        ports = Ports(http=free_port(), grpc=free_port(), haproxy_stats=free_port(), haproxy_metrics=free_port())
+        ports = Ports(*free_ports(4))
         self._local.start(environment, ports)
         try:
             # Ready is when uploads are taken; here, every replica is to be there.

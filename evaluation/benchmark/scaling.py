@@ -24,7 +24,7 @@ from evaluation.benchmark.contestants import wait_until_running
 from evaluation.benchmark.load import Closed, Load, LoadResult, Open, Target, run_load, started_load
 from evaluation.benchmark.pictures import unique_jpeg
 from serve_app.local import LocalService, Ports
-from serve_app.processes import LocalServiceError, free_port
+from serve_app.processes import LocalServiceError, free_port, free_ports
 
 _APPLICATION = "evaluation.benchmark.programs.waiting:build_app"
 _TIMEOUT_S = 300.0
@@ -202,7 +202,7 @@ def _running(
 @contextmanager
 def _started(local: LocalService, folder: Path, settings: dict[str, str]) -> Iterator[Target]:
     data = {"DATABASE_URL": f"sqlite:///{folder}/data/db.sqlite3", "STORAGE_URL": f"file:{folder}/data/images"}
-    ports = Ports(http=free_port(), grpc=free_port(), haproxy_stats=free_port(), haproxy_metrics=free_port())
+    ports = Ports(*free_ports(4))
     local.start({**data, **settings}, ports)
     try:
         yield Target(f"http://127.0.0.1:{ports.http}/images/")

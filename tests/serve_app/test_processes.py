@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.processes import free_port, open_directly
+from serve_app.processes import free_port, free_ports, open_directly
 from tests.fakes import FixedDetector, GatedDetector
 from tests.running import running_api, settings_in
 
@@ -26,3 +26,9 @@ def test_rays_processes_do_not_build_a_parser_that_nobody_needs() -> None:
     """With jsonschema's optional parts installed each of them does, for a second, and there are a dozen."""
     check = "import sys, ray; sys.exit('rfc3987_syntax' in sys.modules)"
     subprocess.run([sys.executable, "-c", check], check=True)
+
+
+def test_no_port_is_given_twice() -> None:
+    blocks = [free_ports(20) for _ in range(5)]
+    ports = [port for block in blocks for port in block] + [free_port() for _ in range(500)]
+    assert len(set(ports)) == 600
