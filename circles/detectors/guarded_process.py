@@ -20,7 +20,9 @@ from circles.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-_NICENESS = 19  # what answers, and hands over pictures, goes first where cores are short; added to what it has
+# What answers, and hands over pictures, goes first where cores are short; but whoever else is busy on them may not starve
+# detection, as 19 would have it. Added to what it has.
+_NICENESS = 5
 _OOM_SCORE = Path("/proc/self/oom_score_adj")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Annotated
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -146,16 +147,25 @@ def replicas(
 def burst(
     most: Annotated[int, typer.Option(min=2, help="Replicas, of which one suffices at first.")] = 8,
     wait_s: Annotated[float, typer.Option(min=0.01, help="That the detector takes for a picture.")] = 0.5,
-    calm_s: Annotated[float, typer.Option(min=1, help="Before the burst, and after it.")] = 20.0,
+    calm_s: Annotated[float, typer.Option(min=1, help="Before the burst, and after it.")] = 30.0,
     burst_s: Annotated[float, typer.Option(min=1, help="Of the burst.")] = 60.0,
+    steady: Annotated[bool, typer.Option("--steady", help="It comes little by little.")] = False,
     output: Annotated[Path, typer.Option(help="Folder of burst.svg.")] = _OUTPUT,
 ) -> None:
-    """Draw what a burst of requests does to latencies, and how replicas come and go."""
+    """Draw what twenty times as many requests do to latencies, and how replicas come and go."""
     with fresh_folder() as folder:
-        found = measure_burst(drawn_pictures(_PICTURES), most, wait_s, calm_s, burst_s, folder)
+        found = measure_burst(drawn_pictures(_PICTURES), most, wait_s, calm_s, burst_s, folder, is_steady=steady)
     output.mkdir(parents=True, exist_ok=True)
     plot_burst(found, output / "burst.svg")
-    console.print(f"{len(found.answers)} answers, {max(count for _, count in found.replicas)} replicas at most")
+    begin, end = found.burst
+    largest = max(count for _, count in found.replicas)
+    _say(f"{len(found.answers)} answers, {found.lost} requests without one")
+    for name, in_burst in (("burst", True), ("before and after", False)):
+        p50, p99 = np.quantile(found.latencies_s(in_burst=in_burst), [0.5, 0.99])
+        _say(f"latency, {name}: p50 {p50:.2f} s, p99 {p99:.2f} s")
+    _say(f"a second replica {_after(found.first_at_s(lambda count: count > 1, begin))} the burst began")
+    _say(f"all {largest} of them {_after(found.first_at_s(lambda count: count == largest, begin))} it")
+    _say(f"one alone {_after(found.first_at_s(lambda count: count == 1, end))} it ended")
     console.print(f"plot: {output / 'burst.svg'}", highlight=False)
 
 
@@ -238,6 +248,10 @@ def _count(outcome: DetectionOutcome) -> int:
     if isinstance(outcome, Exception):
         raise typer.BadParameter(f"--pictures: {outcome}") from outcome
     return len(outcome.detections)
+
+
+def _after(seconds: float | None) -> str:
+    return "not after" if seconds is None else f"{seconds:.1f} s after"
 
 
 def _say(text: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 import psutil
+import yaml
 
 from circles.detectors.guarded import ALLOCATOR_VARIABLES
 from evaluation.benchmark.environments import environment_with
@@ -56,25 +57,62 @@ class Contestant(Protocol):
         """Ends all of it."""
 
 
-class Ours:
-    """The application under Ray Serve: it keeps bytes and rows durably, unlike most others here."""
+class OtherApplication(LocalService):
+    """Serve as this application is run by it, with another one."""
+
+    def __init__(self, run_folder: Path, name: str, import_path: str) -> None:
+        """
+        Args:
+            import_path: Of the function that builds it from ``Settings``.
+        """
+        super().__init__(run_folder, name)
+        self._import_path = import_path
+
+    def _config(self, ports: Ports) -> Path:
+        config = yaml.safe_load(super()._config(ports).read_text(encoding="utf-8"))
+        (application,) = config["applications"]
+        application["import_path"] = self._import_path
+        del application["deployments"]  # this application's
+        path = self._run_folder / "other_config.yaml"
+        path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+        return path
+
+
+class Served:
+    """This application under Ray Serve, which keeps bytes and rows durably, or another one in its place."""
 
     has_our_detector = True
 
-    def __init__(self, name: str, title: str, variables: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        title: str,
+        variables: Mapping[str, str],
+        *,
+        path: str = "/images/",
+        import_path: str | None = None,
+    ) -> None:
         """
         Args:
             variables: Of Serve and the application, beside ``serve.env``.
+            path: Where it takes pictures.
+            import_path: Of another application.
         """
         self.name, self.title = name, title
         self._variables = variables
+        self._path = path
+        self._import_path = import_path
         self._local: LocalService | None = None
 
     def prepare(self) -> None:
         """Nothing is needed but this environment."""
 
     def start(self, folder: Path) -> Target:
-        self._local = LocalService(folder / "run", name=f"benchmark-{self.name}-{os.getpid()}")
+        run_folder, name = folder / "run", f"benchmark-{self.name}-{os.getpid()}"
+        if self._import_path is None:
+            self._local = LocalService(run_folder, name)
+        else:
+            self._local = OtherApplication(run_folder, name, self._import_path)
         environment = {
             "DATABASE_URL": f"sqlite:///{folder}/data/db.sqlite3",
             "STORAGE_URL": f"file:{folder}/data/images",
@@ -94,7 +132,7 @@ class Ours:
         except BaseException:
             self._local.stop()
             raise
-        return Target(f"http://127.0.0.1:{ports.http}/images/")
+        return Target(f"http://127.0.0.1:{ports.http}{self._path}")
 
     def processes(self) -> list[psutil.Process]:
         return [] if self._local is None else self._local.processes()
@@ -227,8 +265,15 @@ def contestants() -> list[Contestant]:
     """All of them; nothing is started or installed yet."""
     slow_path = {"RAY_SERVE_ENABLE_HA_PROXY": "0", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "0"}
     return [
-        Ours("ours", "this application, fast path", {}),
-        Ours("ours_default", "this application, Serve's default path", slow_path),
+        Served("ours", "this application, fast path", {}),
+        Served("ours_default", "this application, Serve's default path", slow_path),
+        Served(
+            "least",
+            "the least that detects under Ray Serve, nothing stored",
+            ALLOCATOR_VARIABLES,
+            path="/detect",
+            import_path=f"{_PROGRAMS}.least:build_app",
+        ),
         Programs(
             "template",
             "the template's way, with our detector",

@@ -70,11 +70,14 @@ class Open:
     """So many requests a second, whether those before are answered or not."""
 
     rate: float
+    """At the beginning."""
     arrivals: Literal["poisson", "constant"] = "poisson"
     """Poisson: as many independent clients come; constant: one every 1 / rate seconds."""
     seed: int = 0
     most_open: int = 4096
     """Unanswered requests beyond which the next one waits; its latency still counts from when it should have begun."""
+    last_rate: float | None = None
+    """At the end, and in between as on a straight line; None: the same all along."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +106,15 @@ class Load:
             match self.pattern:
                 case Closed(clients, begin_s):
                     yield Closed(clients // self.processes + (index < clients % self.processes), begin_s)
-                case Open(rate, arrivals, seed, most_open):
-                    yield Open(rate / self.processes, arrivals, seed + index, max(1, most_open // self.processes))
+                case Open():
+                    last_rate = self.pattern.last_rate
+                    yield replace(
+                        self.pattern,
+                        rate=self.pattern.rate / self.processes,
+                        last_rate=None if last_rate is None else last_rate / self.processes,
+                        seed=self.pattern.seed + index,
+                        most_open=max(1, self.pattern.most_open // self.processes),
+                    )
 
 
 class LoadGenerator:
@@ -288,11 +298,18 @@ class _Generator:
 
 def arrival_times(pattern: Open, seconds: float) -> list[float]:
     """When the requests of an open loop begin: ascending, in seconds from its beginning, below its length."""
-    count = round(pattern.rate * seconds)
+    last_rate = pattern.rate if pattern.last_rate is None else pattern.last_rate
+    count = round((pattern.rate + last_rate) / 2 * seconds)
     if pattern.arrivals == "constant":
-        return [index / pattern.rate for index in range(count)]
-    # Given their number, the arrivals of a Poisson process are uniform: every seed asks for the same load.
-    return sorted(np.random.default_rng(pattern.seed).uniform(0.0, seconds, count).tolist())
+        parts = np.arange(count) / max(1, count)
+    else:
+        # Given their number, the arrivals of a Poisson process are independent: every seed asks for the same load.
+        parts = np.sort(np.random.default_rng(pattern.seed).uniform(0.0, 1.0, count))
+    # When that part of all requests has come: n = rate t + (last_rate - rate) t^2 / (2 seconds), solved for t.
+    come = parts * (pattern.rate + last_rate) / 2 * seconds
+    slope = (last_rate - pattern.rate) / seconds
+    twice_mean_rate = pattern.rate + np.sqrt(pattern.rate**2 + 2 * slope * come)  # from the beginning until then
+    return [float(time) for time in np.divide(2 * come, twice_mean_rate, out=np.zeros(count), where=come > 0)]
 
 
 def multipart(name: str, image_bytes: bytes) -> bytes:

@@ -20,12 +20,23 @@ import yaml
 from matplotlib.figure import Figure
 
 from deployments.spare_worker import IDLE_TITLE
-from evaluation.benchmark.contestants import wait_until_running
-from evaluation.benchmark.load import Closed, Load, LoadResult, Open, Target, run_load, started_load
+from evaluation.benchmark.contestants import OtherApplication, wait_until_running
+from evaluation.benchmark.load import (
+    Closed,
+    Load,
+    LoadGenerator,
+    LoadResult,
+    Open,
+    RunningLoad,
+    Target,
+    run_load,
+    started_load,
+)
 from evaluation.benchmark.pictures import unique_jpeg
 from serve_app.local import LocalService, Ports
 from serve_app.processes import LocalServiceError, free_port, free_ports
 
+_TIMES_THE_CALM = 20
 _APPLICATION = "evaluation.benchmark.programs.waiting:build_app"
 _TIMEOUT_S = 300.0
 _POLL_PERIOD_S = 0.5
@@ -70,31 +81,51 @@ class Burst:
     """From when until when."""
     answers: tuple[tuple[float, float], ...]
     """When a request should have begun, and its latency in seconds."""
+    lost: int
+    """Requests that were answered otherwise or not at all."""
     replicas: tuple[tuple[float, int], ...]
     """How many ran, as Serve said over time."""
 
+    def latencies_s(self, *, in_burst: bool) -> list[float]:
+        """Of what began in the burst, or outside it."""
+        begin, end = self.burst
+        return [latency for intended, latency in self.answers if (begin <= intended < end) == in_burst]
+
+    def first_at_s(self, is_so: Callable[[int], bool], from_s: float) -> float | None:
+        """How long after a time the number of replicas was so for the first time; None: never."""
+        return next((time - from_s for time, count in self.replicas if time >= from_s and is_so(count)), None)
+
 
 def measure_burst(
-    pictures: tuple[bytes, ...], most: int, wait_s: float, calm_s: float, burst_s: float, folder: Path
+    pictures: tuple[bytes, ...],
+    most: int,
+    wait_s: float,
+    calm_s: float,
+    burst_s: float,
+    folder: Path,
+    *,
+    is_steady: bool = False,
 ) -> Burst:
-    """One replica has half of what it can do; then, for a while, all that ``most`` of them could do at 80 %."""
-    calm_rate, burst_rate = 0.5 / wait_s, 0.8 * most / wait_s
+    """For a while, twenty times as much as before: what ``most`` replicas can do at 80 %. Before, one suffices.
+
+    Args:
+        is_steady: More and more comes until the end of the burst, instead of all at once.
+    """
+    peak_rate = 0.8 * most / wait_s
+    calm_rate = peak_rate / _TIMES_THE_CALM
+    more = peak_rate - calm_rate
     total_s = 2 * calm_s + burst_s
     with _running(folder, f"1-{most}", wait_s, 10_000) as (local, target):
         watched = _Watched(local)
         calm_load = Load(target, pictures, Open(calm_rate), total_s, timeout_s=_TIMEOUT_S)
-        with started_load(calm_load) as calm:
+        burst_load = replace(calm_load, pattern=Open(0.0, last_rate=more) if is_steady else Open(more), seconds=burst_s)
+        with started_load(calm_load) as calm, LoadGenerator() as generator:
             watched.until(lambda: watched.seconds >= calm_s)
-            load = replace(calm_load, pattern=Open(burst_rate), seconds=burst_s)
-            with started_load(load) as running:
-                watched.until(lambda: running.has_ended)
-                burst = running.result()
-            watched.until(lambda: calm.has_ended)
-            rest = calm.result()
-    began_s = watched.began_s
-    answers = sorted([*_answers(rest, began_s), *_answers(burst, began_s)])
-    first_s = burst.began_at_s - began_s
-    return Burst((first_s, first_s + burst_s), tuple(answers), tuple(watched.replicas))
+            results = [watched.through(generator.start(burst_load)), watched.through(calm)]
+    answers = sorted(answer for result in results for answer in _answers(result, watched.began_s))
+    first_s = results[0].began_at_s - watched.began_s
+    lost = sum(len(result.exchanges) for result in results) - len(answers)
+    return Burst((first_s, first_s + burst_s), tuple(answers), lost, tuple(watched.replicas))
 
 
 def plot_burst(burst: Burst, path: Path) -> None:
@@ -150,8 +181,11 @@ def _wait_for_spare_worker(local: LocalService) -> None:
         time.sleep(_POLL_PERIOD_S)
 
 
-class _WaitingService(LocalService):
-    """Serve with the application whose detector waits."""
+class _WaitingService(OtherApplication):
+    """Serve with the application whose detector waits, on one node or several."""
+
+    def __init__(self, run_folder: Path, name: str) -> None:
+        super().__init__(run_folder, name, _APPLICATION)
 
     def add_node(self) -> None:
         """Starts another node of its Ray, to be ended with it; returns when it has joined.
@@ -173,7 +207,6 @@ class _WaitingService(LocalService):
     def _config(self, ports: Ports) -> Path:
         path = super()._config(ports)
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        config["applications"][0]["import_path"] = _APPLICATION
         config["proxy_location"] = "HeadOnly"  # other nodes of this machine would want the same ports
         path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
         return path
@@ -228,6 +261,11 @@ class _Watched:
         while not condition():
             self.replicas.append((self.seconds, _running_replicas(self._local.application_status())))
             time.sleep(_POLL_PERIOD_S)
+
+    def through(self, load: RunningLoad) -> LoadResult:
+        """Watches until a load has ended; what came of it."""
+        self.until(lambda: load.has_ended)
+        return load.result()
 
 
 def _running_replicas(status: dict[str, Any]) -> int:

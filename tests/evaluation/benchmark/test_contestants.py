@@ -80,7 +80,7 @@ class Failing:
         raise AssertionError("it never started")
 
 
-@pytest.mark.parametrize("name", ["plain", "template"])
+@pytest.mark.parametrize("name", ["plain", "template", pytest.param("least", marks=pytest.mark.serve)])
 def test_a_contestant_is_started_measured_and_ended(name: str, dummy: int, tmp_path: Path) -> None:
     contestant = named(name)
     contestant.prepare()

@@ -222,11 +222,26 @@ def test_arrivals_are_as_many_as_the_rate_says() -> None:
     assert deviation == pytest.approx(mean, rel=0.1)
 
 
+def test_rates_that_change_do_so_on_a_straight_line() -> None:
+    growing = arrival_times(Open(0.0, "constant", last_rate=20.0), 10.0)
+    assert len(growing) == 100
+    # A quarter of them comes in the first half of the time.
+    assert sum(time < 5.0 for time in growing) == 25
+    falling = arrival_times(Open(20.0, seed=1, last_rate=0.0), 100.0)
+    assert len(falling) == 1000
+    assert falling == sorted(falling)
+    assert 0 <= falling[0] < falling[-1] < 100
+    assert sum(time < 50.0 for time in falling) == pytest.approx(750, abs=40)
+
+
 def test_clients_and_rates_are_spread_over_processes() -> None:
     load = Load(Target(""), (), Closed(5, begin_s=0.5), seconds=1.0, processes=3)
     assert [part.pattern for part in load.parts()] == [Closed(2, 0.5), Closed(2, 0.5), Closed(1, 0.5)]
     patterns = [part.pattern for part in Load(Target(""), (), Open(9.0), seconds=1.0, processes=2).parts()]
     assert patterns == [Open(4.5, seed=0, most_open=2048), Open(4.5, seed=1, most_open=2048)]
+    steady, other = (part.pattern for part in Load(Target(""), (), Open(9.0, last_rate=3.0), 1.0, processes=2).parts())
+    assert steady == Open(4.5, seed=0, most_open=2048, last_rate=1.5)
+    assert other == Open(4.5, seed=1, most_open=2048, last_rate=1.5)
 
 
 def test_rates_and_latencies_leave_out_the_warm_up() -> None:

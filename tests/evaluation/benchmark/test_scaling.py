@@ -29,11 +29,20 @@ def test_a_sleeping_detector_is_woken_by_the_first_upload(tmp_path: Path) -> Non
     assert 0 < found.next_s < found.first_s, "nothing had to be woken"
 
 
-def test_a_burst_brings_replicas(tmp_path: Path) -> None:
-    found = measure_burst(PICTURES, 3, WAIT_S, calm_s=3.0, burst_s=15.0, folder=tmp_path / "service")
+@pytest.mark.parametrize("is_steady", [False, True], ids=["at once", "steady"])
+def test_a_burst_brings_replicas(is_steady: bool, tmp_path: Path) -> None:
+    """Twenty times as much as before, all at once or little by little."""
+    found = measure_burst(PICTURES, 3, WAIT_S, 4.0, 16.0, tmp_path / "service", is_steady=is_steady)
+    begin, end = found.burst
+    assert end - begin == pytest.approx(16.0)
     assert found.replicas[0][1] == 1
-    assert max(count for _, count in found.replicas) > 1
+    assert found.first_at_s(lambda count: count > 1, begin) is not None
+    assert found.lost == 0
     assert min(latency for _, latency in found.answers) >= WAIT_S
-    assert sum(found.burst[0] <= time <= found.burst[1] for time, _ in found.answers) >= 0.8 * 3 / WAIT_S * 15
+    in_burst, beside = found.latencies_s(in_burst=True), found.latencies_s(in_burst=False)
+    assert len(in_burst) + len(beside) == len(found.answers)
+    peak = 0.8 * 3 / WAIT_S
+    assert len(in_burst) >= (0.5 if is_steady else 0.9) * peak * 16
+    assert len(beside) <= 2 * peak / 20 * 10
     plot_burst(found, tmp_path / "burst.svg")
     assert (tmp_path / "burst.svg").read_text().count("<svg") == 1
