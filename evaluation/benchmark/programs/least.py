@@ -55,5 +55,7 @@ class LeastDetector:
 def build_app(settings: Settings) -> Application:
     """The detector with this application's own replicas, queues and routing."""
     detector = serve.deployment(**detector_options(settings))(LeastDetector).bind()
-    ingress = serve.deployment(name="Ingress", max_ongoing_requests=10_000)
+    ingress = serve.deployment(
+        name="Ingress", ray_actor_options={"num_cpus": settings.ingress_num_cpus}, max_ongoing_requests=10_000
+    )
     return ingress(serve.ingress(app)(LeastIngress)).bind(detector)
