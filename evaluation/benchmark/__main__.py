@@ -204,6 +204,7 @@ def sizing(
     measured: Annotated[Path, typer.Option(help="bench.json of a run with limit and ours.")] = _OUTPUT / "bench.json",
     utilisation: Annotated[float, typer.Option(min=0.1, max=1, help="Part of each core that is to be busy.")] = 0.6,
     pod_cores: Annotated[int, typer.Option(min=1, help="Cores of one pod.")] = 8,
+    core_price: Annotated[float, typer.Option(min=0, help="Of a core for an hour, in any currency.")] = 0.05,
 ) -> None:
     """Say what rates of pictures take, by what a run has measured."""
     summary = json.loads(measured.read_text(encoding="utf-8"))
@@ -213,13 +214,15 @@ def sizing(
     picture_bytes = mean(summary["settings"]["picture_bytes"])
     console.print(
         f"{costs.detecting_ms:.1f} ms of a core to detect in a picture, {costs.serving_ms:.1f} ms for all else; "
-        f"cores {utilisation:.0%} busy"
+        f"cores {utilisation:.0%} busy, {core_price:g} for an hour of one"
     )
-    table = Table("pictures/s", "detector replicas", "ingress replicas", "cores", f"pods of {pod_cores}", "Gbit/s")
+    names = ("detector replicas", "ingress replicas", "cores", f"pods of {pod_cores}")
+    table = Table("pictures/s", *names, "Gbit/s", "cores, a month")
     for rate in rates:
         found = size(rate, costs, picture_bytes, utilisation, pod_cores)
         numbers = (found.detector_replicas, found.ingress_replicas, found.cores, found.pods)
-        table.add_row(f"{rate:,g}", *(f"{number:,}" for number in numbers), f"{found.network_bytes_per_s * 8e-9:.3g}")
+        rest = (f"{found.network_bytes_per_s * 8e-9:.3g}", f"{found.monthly_price(core_price):,.0f}")
+        table.add_row(f"{rate:,g}", *(f"{number:,}" for number in numbers), *rest)
     console.print(table)
 
 

@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+_HOURS_A_MONTH = 730
+
 
 @dataclass(frozen=True, slots=True)
 class Costs:
@@ -24,6 +26,10 @@ class Size:
     pods: int
     network_bytes_per_s: float
     """Through the ingresses alone, both ways."""
+
+    def monthly_price(self, core_hour_price: float) -> float:
+        """Of its cores, all day and night, in the currency of the price."""
+        return self.cores * _HOURS_A_MONTH * core_hour_price
 
 
 def size(

@@ -39,6 +39,7 @@ def test_the_word_reads_what_a_run_measured(tmp_path: Path) -> None:
         "72",
         "9",
         "0.96",
+        "2,628",
     ]
 
 
