@@ -20,22 +20,24 @@ from circles.settings import Settings
 from evaluation.benchmark.programs.bare import answer_of, bare_detector
 from serve_app.builder import detector_options
 
-app = FastAPI()
-
 
 class LeastIngress:
     """Receives a picture, has a replica look at it, answers."""
 
     def __init__(self, detector: DeploymentHandle[Any]) -> None:
-        self._detect = detector.detect
+        self._detector = detector.detect
 
-    @app.get("/ready")
-    def ready(self) -> dict[str, str]:
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        app = FastAPI()
+        app.get("/ready")(self._ready)
+        app.post("/detect")(self._detect)
+        return app
+
+    async def _ready(self) -> dict[str, str]:
         return {}
 
-    @app.post("/detect")
-    async def detect(self, file: UploadFile) -> dict[str, object]:
-        return answer_of(await self._detect.remote(await file.read()))
+    async def _detect(self, file: UploadFile) -> dict[str, object]:
+        return answer_of(await self._detector.remote(await file.read()))
 
 
 class LeastDetector:
@@ -58,4 +60,4 @@ def build_app(settings: Settings) -> Application:
     ingress = serve.deployment(
         name="Ingress", ray_actor_options={"num_cpus": settings.ingress_num_cpus}, max_ongoing_requests=10_000
     )
-    return ingress(serve.ingress(app)(LeastIngress)).bind(detector)
+    return ingress(serve.ingress()(LeastIngress)).bind(detector)
