@@ -21,7 +21,7 @@ _INGRESS_HEADROOM = 1000
 _DETECTOR_QUEUE_HEADROOM = 16
 # In work or waiting, for each detector replica: it is never idle between two pictures, or has half a batch on a GPU,
 # and nobody waits long.
-_ONGOING_PER_REPLICA = 4.0
+_ONGOING_PER_REPLICA = 4
 # Serve learns that a replica has died when it asks for its health, and starts the next one then.
 _HEALTH_CHECK_PERIOD_S = 1.0
 _MESSAGE_LIMIT_VARIABLE = "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"
@@ -79,7 +79,8 @@ def detector_options(settings: Settings) -> dict[str, Any]:
         "max_ongoing_requests": settings.ingress_replicas * (settings.max_in_flight + _DETECTOR_QUEUE_HEADROOM),
         "max_queued_requests": settings.max_in_flight + _DETECTOR_QUEUE_HEADROOM,
         "request_router_config": RequestRouterConfig(
-            request_router_class=FewestOutstandingRouter  # type: ignore[arg-type]  # annotated wrongly
+            request_router_class=FewestOutstandingRouter,  # type: ignore[arg-type]  # annotated wrongly
+            request_router_kwargs={"most_outstanding": max(_ONGOING_PER_REPLICA, 2 * settings.largest_batch)},
         ),
         "health_check_period_s": _HEALTH_CHECK_PERIOD_S,
         "health_check_timeout_s": 30,

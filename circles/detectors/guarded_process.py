@@ -20,8 +20,8 @@ from circles.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-# What answers, and hands over pictures, goes first where cores are short; but whoever else is busy on them may not starve
-# detection, as 19 would have it. Added to what it has.
+# What answers, and hands over pictures, goes first where cores are short; but others that are busy on them should not
+# starve detection, as with 19. Added to what it has.
 _NICENESS = 5
 _OOM_SCORE = Path("/proc/self/oom_score_adj")
 

@@ -120,7 +120,7 @@ class Database:
             if record.status == "pending" and _count_pending(connection) >= max_pending:
                 raise BacklogFullError(f"{max_pending} pictures are waiting for detection already")
             try:
-                connection.execute(insert(ImageRow).values(image_row(record)))
+                connection.execute(insert(ImageRow), image_row(record))
             except IntegrityError as error:
                 # Only a row like this one, and nothing else that may be wrong, means that it is there.
                 if is_duplicate(error):
@@ -304,7 +304,7 @@ class Database:
 
         def work(connection: Connection) -> None:
             if connection.execute(delete(ImageRow).where(*_is_this_upload(earlier))).rowcount == 1:
-                connection.execute(insert(ImageRow).values(image_row(record)))
+                connection.execute(insert(ImageRow), image_row(record))
                 _insert_objects(connection, record.objects)
 
         self._write(work)

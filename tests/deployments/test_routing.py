@@ -9,7 +9,8 @@ from ray.serve.request_router import ReplicaID, RunningReplica
 from deployments.routing import FewestOutstandingRouter
 
 DETECTOR = DeploymentID("Detector", "circles")
-A, B, C = (ReplicaID(name, DETECTOR) for name in "ABC")
+A, B, C, D = (ReplicaID(name, DETECTOR) for name in "ABCD")
+MOST = 4
 
 
 class Replica(RunningReplica):
@@ -38,6 +39,7 @@ def routed(work: Callable[[FewestOutstandingRouter], Awaitable[None]]) -> None:
         router = FewestOutstandingRouter(  # type: ignore[no-untyped-call]
             DETECTOR, DeploymentHandleSource.REPLICA, use_replica_queue_len_cache=True
         )
+        router.initialize_state(most_outstanding=MOST)
         router.update_replicas([Replica(A), Replica(B), Replica(C)])
         await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()})
         await work(router)
@@ -94,5 +96,59 @@ def test_a_replica_that_refuses_is_full() -> None:
         router.on_request_completed(A, "refused")
         assert router.replica_queue_len_cache.get(A) == 80
         assert {await choose(router) for _ in range(20)} == {B, C}
+
+    routed(work)
+
+
+def test_what_no_replica_has_room_for_waits_for_the_first_that_has() -> None:
+    async def work(router: FewestOutstandingRouter) -> None:
+        for each in (A, B, C):
+            for _ in range(MOST):
+                router.on_send_request(each)
+        waiting = [asyncio.create_task(choose(router)) for _ in range(2)]
+        await asyncio.sleep(0)
+        assert not any(task.done() for task in waiting)
+        router.on_request_completed(B, "answered")
+        assert await asyncio.gather(*waiting) == [B, B]
+
+    routed(work)
+
+
+def test_a_replica_that_starts_takes_what_waits() -> None:
+    async def work(router: FewestOutstandingRouter) -> None:
+        for each in (A, B, C):
+            for _ in range(MOST):
+                router.on_send_request(each)
+        waiting = asyncio.create_task(choose(router))
+        await asyncio.sleep(0)
+        router.update_replicas([Replica(each) for each in (A, B, C, D)])
+        assert await waiting == D
+
+    routed(work)
+
+
+def test_nobody_waits_for_room_in_replicas_that_are_gone() -> None:
+    """Serve itself waits for new ones then."""
+
+    async def work(router: FewestOutstandingRouter) -> None:
+        for each in (A, B, C):
+            for _ in range(MOST):
+                router.on_send_request(each)
+        waiting = asyncio.create_task(router.choose_replicas([]))
+        await asyncio.sleep(0)
+        for each in (A, B, C):
+            router.on_replica_actor_died(each)
+        assert await waiting == [[]]
+
+    routed(work)
+
+
+def test_what_a_replica_has_of_others_is_not_counted_as_ours() -> None:
+    """Asked at its start, it says what it has of all; with the last of ours answered, it would stay full."""
+
+    async def work(router: FewestOutstandingRouter) -> None:
+        for each in (A, B, C):
+            router.replica_queue_len_cache.update(each, 10 * MOST)
+        assert await choose(router) in (A, B, C)
 
     routed(work)
