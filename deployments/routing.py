@@ -26,6 +26,7 @@ class FewestOutstandingRouter(FIFOMixin, RequestRouter):
         self._most_outstanding: int = kwargs["most_outstanding"]
         self._outstanding: Counter[ReplicaID] = Counter()
         self._may_have_room = asyncio.Event()
+        self._turn = asyncio.Lock()
 
     async def choose_replicas(
         self,
@@ -37,9 +38,11 @@ class FewestOutstandingRouter(FIFOMixin, RequestRouter):
 
         It adds one to a queue when it sends, and asks a replica of which it knows nothing, or nothing since 10 s.
         """
-        while not (replicas := self._replicas_with_room()) and self.curr_replicas:
-            self._may_have_room.clear()
-            await self._may_have_room.wait()
+        async with self._turn:
+            await asyncio.sleep(0)  # whoever chose before sends, and is counted, in a step of the loop of its own
+            while not (replicas := self._replicas_with_room()) and self.curr_replicas:
+                self._may_have_room.clear()
+                await self._may_have_room.wait()
         return [random.sample(replicas, len(replicas))]
 
     def _replicas_with_room(self) -> list[RunningReplica]:

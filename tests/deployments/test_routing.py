@@ -1,10 +1,11 @@
 """The choice of a detector replica, by what Serve tells its router."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 
-from ray.serve._private.common import DeploymentHandleSource, DeploymentID
-from ray.serve.request_router import ReplicaID, RunningReplica
+from ray.serve._private.common import DeploymentHandleSource, DeploymentID, RequestMetadata
+from ray.serve.request_router import PendingRequest, ReplicaID, RunningReplica
 
 from deployments.routing import FewestOutstandingRouter
 
@@ -18,6 +19,7 @@ class Replica(RunningReplica):
 
     def __init__(self, replica_id: ReplicaID) -> None:
         self._id = replica_id
+        self.queue_len = 0
 
     @property
     def replica_id(self) -> ReplicaID:
@@ -29,7 +31,7 @@ class Replica(RunningReplica):
 
     async def get_queue_len(self, *, deadline_s: float) -> int:
         assert deadline_s > 0
-        return 0
+        return self.queue_len
 
 
 def routed(work: Callable[[FewestOutstandingRouter], Awaitable[None]]) -> None:
@@ -91,6 +93,9 @@ def test_equals_are_chosen_by_chance() -> None:
 
 def test_a_replica_that_refuses_is_full() -> None:
     async def work(router: FewestOutstandingRouter) -> None:
+        full = router.curr_replicas[A]
+        assert isinstance(full, Replica)
+        full.queue_len = 80
         router.on_send_request(A)
         router.on_new_queue_len_info(A, 80)
         router.on_request_completed(A, "refused")
@@ -100,13 +105,48 @@ def test_a_replica_that_refuses_is_full() -> None:
     routed(work)
 
 
+def test_no_replica_gets_more_than_it_has_room_for() -> None:
+    """As Serve itself asks: one task after the other chooses, and each picture is sent a step of the loop later."""
+
+    async def work(router: FewestOutstandingRouter) -> None:
+        sent: Counter[ReplicaID] = Counter()
+
+        async def send(name: str) -> None:
+            metadata = RequestMetadata(request_id=name, internal_request_id=name)
+            replica = await router._choose_replica_for_request(PendingRequest(args=[], kwargs={}, metadata=metadata))
+            router.on_send_request(replica.replica_id)
+            sent[replica.replica_id] += 1
+
+        sending = [asyncio.create_task(send(str(number))) for number in range(10 * MOST)]
+        await settled()
+        assert sent == {A: MOST, B: MOST, C: MOST}
+        for count in range(1, 6):
+            router.on_request_completed(B, "answered")
+            await settled()
+            assert sent == {A: MOST, B: MOST + count, C: MOST}
+        router.update_replicas([Replica(each) for each in (A, B, C, D)])
+        await settled()
+        assert sent == {A: MOST, B: MOST + 5, C: MOST, D: MOST}
+        for task in sending:
+            task.cancel()
+        await asyncio.wait(sending)
+
+    routed(work)
+
+
+async def settled() -> None:
+    """Returns when all that goes on without waiting has gone on."""
+    for _ in range(1000):
+        await asyncio.sleep(0)
+
+
 def test_what_no_replica_has_room_for_waits_for_the_first_that_has() -> None:
     async def work(router: FewestOutstandingRouter) -> None:
         for each in (A, B, C):
             for _ in range(MOST):
                 router.on_send_request(each)
         waiting = [asyncio.create_task(choose(router)) for _ in range(2)]
-        await asyncio.sleep(0)
+        await settled()
         assert not any(task.done() for task in waiting)
         router.on_request_completed(B, "answered")
         assert await asyncio.gather(*waiting) == [B, B]
@@ -120,7 +160,7 @@ def test_a_replica_that_starts_takes_what_waits() -> None:
             for _ in range(MOST):
                 router.on_send_request(each)
         waiting = asyncio.create_task(choose(router))
-        await asyncio.sleep(0)
+        await settled()
         router.update_replicas([Replica(each) for each in (A, B, C, D)])
         assert await waiting == D
 
@@ -135,7 +175,7 @@ def test_nobody_waits_for_room_in_replicas_that_are_gone() -> None:
             for _ in range(MOST):
                 router.on_send_request(each)
         waiting = asyncio.create_task(router.choose_replicas([]))
-        await asyncio.sleep(0)
+        await settled()
         for each in (A, B, C):
             router.on_replica_actor_died(each)
         assert await waiting == [[]]
