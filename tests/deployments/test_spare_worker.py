@@ -1,6 +1,5 @@
 """How often a spare worker is asked for; that one comes, and becomes a replica, is seen under a real Serve."""
 
-import logging
 from types import SimpleNamespace
 
 import pytest
@@ -40,17 +39,16 @@ def test_one_that_does_not_stay_is_asked_for_less_and_less(
 
 
 def test_a_raylet_that_cannot_is_told_once_and_asked_again(
-    pauses: list[float], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse() -> None:
         raise RuntimeError("no such method")
 
+    told: list[str] = []
     monkeypatch.setattr(spare_worker, "_titles_of_workers", list)
     monkeypatch.setattr(spare_worker, "_start_worker", refuse)
-    monkeypatch.setattr(logging.getLogger("ray.serve"), "propagate", True)
-    with caplog.at_level(logging.WARNING), pytest.raises(EnoughError):
+    monkeypatch.setattr(spare_worker.logger, "warning", lambda text, **_: told.append(text))
+    with pytest.raises(EnoughError):
         spare_worker._keep()
     assert pauses == [2, 4, 8, 16, 32, 60, 60, 60, 60]
-    assert [record.getMessage() for record in caplog.records] == [
-        "no worker can be kept ready for the next replica; trying again"
-    ]
+    assert told == ["no worker can be kept ready for the next replica; trying again"]
