@@ -1,11 +1,14 @@
 """Which detector replica a picture is sent to."""
 
 import asyncio
+import contextlib
 import random
 from collections import Counter
 from typing import Any
 
 from ray.serve.request_router import FIFOMixin, PendingRequest, ReplicaID, RequestRouter, RunningReplica
+
+_LOOK_AGAIN_S = 1.0
 
 
 class FewestOutstandingRouter(FIFOMixin, RequestRouter):
@@ -42,7 +45,10 @@ class FewestOutstandingRouter(FIFOMixin, RequestRouter):
             await asyncio.sleep(0)  # whoever chose before sends, and is counted, in a step of the loop of its own
             while not (replicas := self._replicas_with_room()) and self.curr_replicas:
                 self._may_have_room.clear()
-                await self._may_have_room.wait()
+                # Nobody tells that a replica was not heard of for long.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_LOOK_AGAIN_S):
+                        await self._may_have_room.wait()
         return [random.sample(replicas, len(replicas))]
 
     def _replicas_with_room(self) -> list[RunningReplica]:

@@ -49,6 +49,13 @@ def routed(work: Callable[[FewestOutstandingRouter], Awaitable[None]]) -> None:
     asyncio.run(main())
 
 
+def fill(router: FewestOutstandingRouter) -> None:
+    """Each replica has all that it has room for."""
+    for each in (A, B, C):
+        for _ in range(MOST):
+            router.on_send_request(each)
+
+
 async def choose(router: FewestOutstandingRouter) -> ReplicaID:
     (candidates,) = await router.choose_replicas(list(router.curr_replicas.values()))
     chosen = await router._select_from_candidate_replicas(candidates, 0)
@@ -142,9 +149,7 @@ async def settled() -> None:
 
 def test_what_no_replica_has_room_for_waits_for_the_first_that_has() -> None:
     async def work(router: FewestOutstandingRouter) -> None:
-        for each in (A, B, C):
-            for _ in range(MOST):
-                router.on_send_request(each)
+        fill(router)
         waiting = [asyncio.create_task(choose(router)) for _ in range(2)]
         await settled()
         assert not any(task.done() for task in waiting)
@@ -156,9 +161,7 @@ def test_what_no_replica_has_room_for_waits_for_the_first_that_has() -> None:
 
 def test_a_replica_that_starts_takes_what_waits() -> None:
     async def work(router: FewestOutstandingRouter) -> None:
-        for each in (A, B, C):
-            for _ in range(MOST):
-                router.on_send_request(each)
+        fill(router)
         waiting = asyncio.create_task(choose(router))
         await settled()
         router.update_replicas([Replica(each) for each in (A, B, C, D)])
@@ -171,9 +174,7 @@ def test_nobody_waits_for_room_in_replicas_that_are_gone() -> None:
     """Serve itself waits for new ones then."""
 
     async def work(router: FewestOutstandingRouter) -> None:
-        for each in (A, B, C):
-            for _ in range(MOST):
-                router.on_send_request(each)
+        fill(router)
         waiting = asyncio.create_task(router.choose_replicas([]))
         await settled()
         for each in (A, B, C):
@@ -190,5 +191,18 @@ def test_what_a_replica_has_of_others_is_not_counted_as_ours() -> None:
         for each in (A, B, C):
             router.replica_queue_len_cache.update(each, 10 * MOST)
         assert await choose(router) in (A, B, C)
+
+    routed(work)
+
+
+def test_a_replica_that_was_not_heard_of_for_long_is_asked_whatever_was_counted() -> None:
+    """Else one whose last pictures nobody reported as ended would be full for ever."""
+
+    async def work(router: FewestOutstandingRouter) -> None:
+        fill(router)
+        waiting = asyncio.create_task(choose(router))
+        await settled()
+        router.replica_queue_len_cache.invalidate_key(C)
+        assert await asyncio.wait_for(waiting, timeout=30) == C
 
     routed(work)
