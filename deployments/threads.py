@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import ParamSpec, TypeVar
 
 T = TypeVar("T")
@@ -14,7 +15,8 @@ _executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="work")
 
 
 async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """What the function returns, in a thread, in the context of the caller. Cancelled, it waits for the function first.
+    """What the function returns, in a thread, in the context of the caller. Cancelled, however often, it waits for the
+    function first.
 
     Instead of anyio's, which looks for the loop's first task among all tasks each time, and under Ray Serve, whose loop
     runs forever without one, never finds it.
@@ -24,5 +26,7 @@ async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
-        await asyncio.wait([work])
+        while not work.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([work])
         raise
