@@ -5,7 +5,7 @@ import contextlib
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
-from fastapi.responses import JSONResponse, RedirectResponse, StreamingResponse
+from fastapi.responses import RedirectResponse, StreamingResponse
 from starlette.datastructures import UploadFile
 
 from circles.drawing import draw_detections
@@ -70,7 +70,7 @@ async def upload_image(
     services: ServicesParameter,
     min_score: MinScoreParameter,
     prefer: Annotated[str, Header(description="respond-async: answer before detection")] = "",
-) -> JSONResponse:
+) -> Response:
     """Stores a picture, detects circles in it, records both, and answers what was found."""
     is_async = "respond-async" in (part.strip().lower() for part in prefer.replace(";", ",").split(","))
     uploaded = await _upload(request, services, is_async)
@@ -276,5 +276,5 @@ def _annotated_jpeg(services: Services, record: ImageRecord, min_score: float) -
     return encode_jpeg(draw_detections(image, detections))
 
 
-def _json(status: int, body: ImageBody, headers: dict[str, str]) -> JSONResponse:
-    return JSONResponse(body.model_dump(mode="json"), status, headers)
+def _json(status: int, body: ImageBody, headers: dict[str, str]) -> Response:
+    return Response(body.model_dump_json(), status, headers, "application/json")
