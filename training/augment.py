@@ -45,7 +45,8 @@ def _relit(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _blurred(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if rng.random() < 0.7:
         return np.asarray(cv2.GaussianBlur(pixels, (0, 0), rng.uniform(0.4, 2.0)))
-    length, angle = int(rng.integers(3, 10)), rng.uniform(0, np.pi)  # a shaken camera
+    # A shaken camera. Odd lengths: the kernel of an even one lies half a px beside the middle, and moves the picture.
+    length, angle = 2 * int(rng.integers(1, 5)) + 1, rng.uniform(0, np.pi)
     kernel = np.zeros((length, length), np.float32)
     middle = (length - 1) / 2
     reach = np.array([np.cos(angle), np.sin(angle)]) * middle

@@ -32,8 +32,9 @@ PLACES = (np.arange(STEP_COUNT) + 0.5) / STEP_COUNT * 2 - 1
 _STEPS = PLACES.astype(np.float32)
 _TERMS = np.column_stack([UNIT_CIRCLE, np.ones(RAY_COUNT), np.cos(2 * _ANGLES), np.sin(2 * _ANGLES)])  # (rays, 5)
 _PRODUCTS = (_TERMS[:, :, None] * _TERMS[:, None, :]).reshape(RAY_COUNT, 25)
-_MAX_STEP_PX = 1.2  # larger things are unrolled from a picture reduced so far
-_WINDOWS = (0.3, 0.2, 0.12, 0.08, 0.05, 0.05)
+_STEP_PX = 1.2  # larger things are unrolled from the picture halved until a step is about so long
+_MAX_SIDE_PX = 32_000  # of what cv2.remap reads
+_WINDOWS = (0.3, 0.2, 0.12, 0.08, 0.05)
 """How far the rim may lie from where it is thought to be, one standard deviation, from fit to fit; in reaches."""
 _LEAST_DEVIATION = 0.02  # of the rim on a ray, in reaches: a third of a step
 _DOUBTS = ((0.05, 0.05, 0.05, 0.05, 0.25), (0.02, 0.02, 0.02, 0.02, 0.02))
@@ -54,12 +55,23 @@ def unroll(image: RGBImage, guesses: Sequence[Ellipse], reach: float) -> Strips:
     if not guesses:
         return strips
     height, width = image.shape[:2]
-    halvings = _Halvings(image)
     centers = np.array([(guess.center_x, guess.center_y) for guess in guesses])
-    rays = UNIT_CIRCLE @ _axes(guesses).transpose(0, 2, 1)  # (N, rays, 2)
+    axes = _axes(guesses)
+    rays = UNIT_CIRCLE @ axes.transpose(0, 2, 1)  # (N, rays, 2)
     places = centers[:, None, None] + (1 + reach * PLACES)[:, None] * rays[:, :, None]  # (N, rays, steps, 2)
-    for strip, guess, on_image in zip(strips, guesses, places, strict=True):
-        _unroll(halvings, guess, reach, on_image, strip[..., :3])
+    steps_px = 2 * reach / STEP_COUNT * np.sqrt(np.abs(np.linalg.det(axes)))
+    least = max(0, int(np.ceil(np.log2(max(width, height) / _MAX_SIDE_PX))))
+    halvings = np.maximum(np.round(np.log2(steps_px / _STEP_PX)), least).astype(int)  # (N,)
+    halved = image
+    for times in range(halvings.max() + 1):
+        if times:
+            halved = _half(halved)
+        at = halvings == times
+        if at.any():
+            on_halved = (places[at] * 0.5**times - 0.5).astype(np.float32).reshape(-1, RAY_COUNT * STEP_COUNT, 2)
+            x, y = on_halved.transpose(2, 0, 1)
+            colors = cv2.remap(halved, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+            strips[at, ..., :3] = colors.reshape(-1, RAY_COUNT, STEP_COUNT, 3)
     is_inside = (places >= 0) & (places <= (width, height))
     strips[..., 3] = np.where(is_inside[..., 0] & is_inside[..., 1], 255, 0)
     return strips
@@ -113,45 +125,11 @@ def _axes(ellipses: Sequence[Ellipse]) -> FloatArray:
     return np.stack([a * cosines, -b * sines, a * sines, b * cosines], axis=-1).reshape(-1, 2, 2)
 
 
-class _Halvings:
-    """A picture, its half, its quarter and so on, made when they are first asked for."""
-
-    def __init__(self, image: RGBImage) -> None:
-        self._images = [image]
-
-    def get(self, times: int) -> RGBImage:
-        """The picture halved so often, without the last row and column of what has an odd number of them."""
-        while len(self._images) <= times:
-            finer = self._images[-1]
-            width, height = (max(1, side // 2) for side in (finer.shape[1], finer.shape[0]))
-            even = finer[: 2 * height, : 2 * width]
-            half = cv2.resize(even, (width, height), interpolation=cv2.INTER_AREA)
-            self._images.append(half.astype(np.uint8, copy=False))
-        return self._images[times]
-
-
-def _unroll(halvings: _Halvings, guess: Ellipse, reach: float, places: FloatArray, colors: NDArray[np.uint8]) -> None:
-    """Writes the colors at the places, (rays, steps, 2), into (rays, steps, 3)."""
-    scale = min(1.0, _MAX_STEP_PX * STEP_COUNT / (2 * reach * float(np.sqrt(guess.axis_a * guess.axis_b))))
-    # Large things are reduced from the halved picture, or many of them would cost more than all the rest; from one at
-    # least twice as fine as needed, for what is left to average to look as if it came from the picture itself.
-    times = max(0, int(-np.log2(scale)) - 1)
-    image, unit = halvings.get(times), 0.5**times
-    reach_px = (1 + reach) * max(guess.axis_a, guess.axis_b) * unit + 2
-    center_x, center_y = guess.center_x * unit, guess.center_y * unit
-    left, top = max(0, int(center_x - reach_px)), max(0, int(center_y - reach_px))
-    right, bottom = max(left, int(center_x + reach_px) + 1), max(top, int(center_y + reach_px) + 1)
-    part = image[top:bottom, left:right]
-    if part.size == 0:
-        return
-    scale_x = scale_y = 1.0
-    if scale < 1:
-        size = [max(1, round(side * scale / unit)) for side in (part.shape[1], part.shape[0])]
-        scale_x, scale_y = size[0] / part.shape[1], size[1] / part.shape[0]
-        part = cv2.resize(part, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
-    on_part_x = (places[..., 0] * (unit * scale_x) - (left * scale_x + 0.5)).astype(np.float32)
-    on_part_y = (places[..., 1] * (unit * scale_y) - (top * scale_y + 0.5)).astype(np.float32)
-    colors[...] = cv2.remap(part, on_part_x, on_part_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+def _half(image: RGBImage) -> RGBImage:
+    """The picture at half its size, without the last row and column of what has an odd number of them."""
+    width, height = (max(1, side // 2) for side in (image.shape[1], image.shape[0]))
+    even = image[: 2 * height, : 2 * width]
+    return cv2.resize(even, (width, height), interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
 
 
 def _median(values: FloatArray) -> FloatArray:

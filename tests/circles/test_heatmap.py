@@ -300,7 +300,7 @@ def test_gpu_says_what_the_shipped_form_says(detector: Detector) -> None:
 
 def test_shipped_form_says_what_the_reference_says(detector: Detector) -> None:
     """ONNX Runtime and PyTorch differ by rounding, a little otherwise on every kind of processor: 0.001 of a score, and
-    mostly less than 0.01 px. But a strip is cut from whole px, and a guess on the edge of one may be cut otherwise."""
+    mostly less than 0.01 px. But what lies on the edge of the picture is in it or not."""
     reference = load_detector("heatmap-torch")
     differences = []
     for seed in range(12):

@@ -189,6 +189,16 @@ def test_photographing_leaves_size_and_type(scenes: Path) -> None:
         assert shot.dtype == np.uint8
 
 
+def test_photographing_moves_nothing() -> None:
+    """No blur, shake or file shifts a thing by more than a quarter of a px."""
+    distances = np.hypot(*(np.mgrid[:128, :128] - 63.5))
+    image = (30 + np.clip(30.5 - distances, 0, 1)[..., None] * np.array([180, 160, 150])).astype(np.uint8)
+    for seed in range(100):
+        bright = photograph(image, np.random.default_rng(seed)).astype(float).mean(axis=2)
+        places = np.argwhere(bright > (np.percentile(bright, 5) + np.percentile(bright, 99)) / 2)
+        np.testing.assert_allclose(places.mean(axis=0), (63.5, 63.5), atol=0.25)
+
+
 @pytest.mark.parametrize(("is_exact", "looks"), [(True, {0, 1}), (False, {0})], ids=["drawn", "annotated by hand"])
 def test_rims_annotated_by_hand_teach_the_wide_look_alone(is_exact: bool, looks: set[int]) -> None:
     sample = Sample(grey(), [replace(disc(64, 64, 30), is_exact=is_exact)])
