@@ -134,6 +134,13 @@ class LocalService(LocalProcess):
             return RunningService(**json.loads(self._state_path.read_text(encoding="utf-8")))
         raise LocalServiceError("the application is not running; `just backend -r -b` starts it")
 
+    @property
+    def ray_address(self) -> str:
+        """Host and port by which its Ray is joined: it need not be the only one of this machine."""
+        raylet = next(command for _, command in self.commands() if Path(command[0]).name == "raylet")
+        option = "--gcs-address="
+        return next(word.removeprefix(option) for word in raylet if word.startswith(option))
+
     def stop(self) -> int:
         count = super().stop()
         self._state_path.unlink(missing_ok=True)

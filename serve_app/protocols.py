@@ -58,7 +58,7 @@ def measure(picture: bytes, rounds: int) -> list[Cost]:
     """
     with (
         tempfile.TemporaryDirectory() as folder,
-        _running_application(Path(folder)) as ports,
+        _running_application(Path(folder)) as (ports, ray_address),
         contextlib.ExitStack() as stack,
     ):
         relays = {port: stack.enter_context(_counting_relay(port)) for port in (ports.http, ports.grpc)}
@@ -74,7 +74,7 @@ def measure(picture: bytes, rounds: int) -> list[Cost]:
                 sum(relay.received for relay in relays.values()),
             )
         ways = stack.enter_context(_opened_ways(ports.http, ports.grpc))
-        ways["Serve handle"] = handle = stack.enter_context(_opened_handle())
+        ways["Serve handle"] = handle = stack.enter_context(_opened_handle(ray_address))
         sizes["Serve handle"] = (len(pickle.dumps(picture)), len(pickle.dumps(handle(picture))))
         times: dict[str, list[float]] = {name: [] for name in ways}
         for round_number in track(range(-_WARM_UP_ROUNDS, rounds), "measuring"):
@@ -87,13 +87,14 @@ def measure(picture: bytes, rounds: int) -> list[Cost]:
 
 
 @contextlib.contextmanager
-def _running_application(folder: Path) -> Iterator[Ports]:
+def _running_application(folder: Path) -> Iterator[tuple[Ports, str]]:
+    """Its ports, and the address of its Ray."""
     service = LocalService(folder / "run", name="protocols")
     variables = {"DATABASE_URL": f"sqlite:///{folder}/db.sqlite3", "STORAGE_URL": f"file:{folder}/images"}
     ports = Ports(*free_ports(4))
     try:
         service.start({"MODE": "real", "DETECTOR_MAX_REPLICAS": "1", **variables}, ports)
-        yield ports
+        yield ports, service.ray_address
     finally:
         service.stop()
 
@@ -152,7 +153,7 @@ def _grpc_request(picture: bytes) -> messages.ModelInferRequest:
 
 
 @contextlib.contextmanager
-def _opened_handle() -> Iterator[Ask]:
+def _opened_handle(ray_address: str) -> Iterator[Ask]:
     """The way that the ingress goes: a handle to the detector replicas, here from a driver beside them."""
     # As the application runs, and before Ray reads them at its import.
     os.environ.update({key: value for key, value in dotenv_values(ROOT / "serve.env").items() if value is not None})
@@ -160,7 +161,7 @@ def _opened_handle() -> Iterator[Ask]:
     import ray  # noqa: PLC0415
     from ray import serve  # noqa: PLC0415
 
-    ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
+    ray.init(address=ray_address, log_to_driver=False, logging_level=logging.ERROR)
     handle: Any = serve.get_deployment_handle("Detector", "circles")
 
     async def ask(picture: bytes) -> object:

@@ -193,9 +193,7 @@ class _WaitingService(OtherApplication):
         Raises:
             LocalServiceError: It does not.
         """
-        first_node = next(command for _, command in self.commands() if Path(command[0]).name == "raylet")
-        gcs_address = next(option for option in first_node if option.startswith("--gcs-address="))
-        command = [str(Path(sys.executable).parent / "ray"), "start", gcs_address.replace("--gcs-", "--")]
+        command = [str(Path(sys.executable).parent / "ray"), "start", f"--address={self.ray_address}"]
         # What Serve's workers read, and the mark of this service. A local Ray makes a token, and shows it only to those
         # who ask for it.
         environment = {**psutil.Process(self.pid).environ(), "RAY_AUTH_MODE": "token"}
