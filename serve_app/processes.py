@@ -216,11 +216,29 @@ def _marked() -> Iterator[tuple[str, psutil.Process]]:
     """All processes that carry a mark, with it."""
     for process in psutil.process_iter():
         try:
-            mark = process.environ().get(MARK, "")
+            mark = _mark_of(process)
             if mark and process.status() != psutil.STATUS_ZOMBIE:
                 yield mark, process
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue  # gone meanwhile, or another user's and so not ours
+
+
+def _mark_of(process: psutil.Process) -> str:
+    """Empty where it carries none.
+
+    A process that gives itself a title, as Ray's do, may write it over the beginning of its environment, and zeros
+    behind it; psutil reads no further than to those.
+    """
+    if not Path("/proc/self/environ").exists():
+        return process.environ().get(MARK, "")
+    try:
+        entries = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise psutil.NoSuchProcess(process.pid) from error
+    except PermissionError as error:
+        raise psutil.AccessDenied(process.pid) from error
+    prefix = f"{MARK}=".encode()
+    return next((entry.removeprefix(prefix).decode() for entry in entries if entry.startswith(prefix)), "")
 
 
 def _describe(pid: int | None) -> str:
@@ -229,7 +247,7 @@ def _describe(pid: int | None) -> str:
     try:
         process = psutil.Process(pid)
         command = " ".join(process.cmdline()) or process.name()
-        is_ours = process.environ().get(MARK, "").startswith(f"{ROOT}:")
+        is_ours = _mark_of(process).startswith(f"{ROOT}:")
     except psutil.Error:
         return f"process {pid}"
     hint = " (started from this checkout: `just clean` ends it)" if is_ours else ""
