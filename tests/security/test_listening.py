@@ -1,5 +1,6 @@
 """What can be reached from other machines while the service runs on this one, and what it says without a key."""
 
+import re
 from pathlib import Path
 
 import grpc
@@ -12,6 +13,7 @@ from tests.security.conftest import KEY, OTHER_KEY, RATE_PER_HOUR, Guarded
 pytestmark = pytest.mark.serve
 
 LOOPBACK = ("127.0.0.1", "::1")
+METRICS_LINE = re.compile(r"(# (HELP|TYPE) )?(ray|autoscaler|python|process)_\w+[ {]")
 INTERNAL = [
     # What Ray's processes and Serve's replicas ask each other; with the cluster's token.
     *("/ray.rpc.NodeInfoGcsService/GetAllNodeInfo", "/ray.rpc.NodeManagerService/GetNodeStats"),
@@ -54,8 +56,11 @@ def test_what_other_machines_reach_wants_a_token(guarded: Guarded) -> None:
     for port, program in exposed:
         metrics = _http(port, "/metrics")
         if metrics is not None:  # of Ray itself, whatever is asked
-            assert "dashboard" in program or "monitor.py" in program
-            assert _http(port, "/api/serve/applications/") == metrics
+            assert "dashboard" in program.lower() or "monitor.py" in program
+            other = _http(port, "/api/serve/applications/")
+            assert other is not None
+            # No test of equality: values change meanwhile.
+            assert all(METRICS_LINE.match(line) for line in (metrics + other).splitlines())
             continue
         answers = {_status(f"127.0.0.1:{port}", method) for method in INTERNAL}
         assert grpc.StatusCode.UNAUTHENTICATED in answers, (port, program, answers)

@@ -1,14 +1,17 @@
 """Processes of this machine: how they are asked, and what all of Ray's start with."""
 
+import contextlib
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
-from serve_app.processes import free_port, free_ports, open_directly
+from serve_app.processes import MARK, LocalProcess, free_port, free_ports, open_directly
 from tests.fakes import FixedDetector, GatedDetector
-from tests.running import running_api, settings_in
+from tests.running import running_api, settings_in, wait_until
 
 
 def test_a_proxy_of_the_environment_is_passed_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,6 +29,29 @@ def test_rays_processes_do_not_build_a_parser_that_nobody_needs() -> None:
     """With jsonschema's optional parts installed each of them does, for a second, and there are a dozen."""
     check = "import sys, ray; sys.exit('rfc3987_syntax' in sys.modules)"
     subprocess.run([sys.executable, "-c", check], check=True)
+
+
+def test_processes_that_overwrite_their_environment_are_found(tmp_path: Path) -> None:
+    """A title longer than the command line goes over the environment's beginning, with zeros behind it."""
+    program = """
+import ctypes, os
+environ = ctypes.POINTER(ctypes.c_void_p).in_dll(ctypes.CDLL(None), "environ")
+ctypes.memset(environ[0], 0, len("FIRST=1234567890"))
+open("is_overwritten", "x").close()
+os.read(os.open("waits_for_a_writer", os.O_RDONLY), 1)
+"""
+    os.mkfifo(tmp_path / "waits_for_a_writer")
+    local = LocalProcess(tmp_path / "log", f"titled-{tmp_path.name}")
+    local.launch([sys.executable, "-c", program], {"FIRST": "1234567890", **os.environ}, tmp_path)
+    try:
+        wait_until((tmp_path / "is_overwritten").exists)
+        assert MARK not in psutil.Process(local.pid).environ()
+        assert [process.pid for process in local.processes()] == [local.pid]
+        assert local.stop() == 1
+        assert not psutil.pid_exists(local.pid)
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            psutil.Process(local.pid).kill()
 
 
 def test_no_port_is_given_twice() -> None:
