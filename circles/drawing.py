@@ -29,7 +29,7 @@ def draw_detections(image: RGBImage, detections: Sequence[Detection]) -> RGBImag
 def _draw_circle(
     canvas: RGBImage, center_x: float, center_y: float, radius: float, color: tuple[int, int, int], thickness: int
 ) -> None:
-    # OpenCV counts from the first pixel's centre, this project from its corner.
+    # OpenCV counts from the first pixel's center, this project from its corner.
     center = (round((center_x - 0.5) * 2**_SHIFT), round((center_y - 0.5) * 2**_SHIFT))
     cv2.circle(canvas, center, max(1, round(radius * 2**_SHIFT)), color, thickness, cv2.LINE_AA, _SHIFT)
 

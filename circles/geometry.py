@@ -1,6 +1,6 @@
 """Circles and boxes: conversions and overlap, in NumPy alone.
 
-Coordinates are floats in px: origin at the image's top-left corner, x to the right, y down, the first pixel's centre
+Coordinates are floats in px: origin at the image's top-left corner, x to the right, y down, the first pixel's center
 at (0.5, 0.5).
 """
 

@@ -24,8 +24,8 @@ def charts(scores: Scores) -> dict[str, str]:
         "Precision and recall": _chart(lambda axes: _precision_recall(axes, scores)),
         "Scores of right and wrong detections": _chart(lambda axes: _score_histogram(axes, scores)),
         "Calibration": _chart(lambda axes: _calibration(axes, scores)),
-        "Centre error": _chart(
-            lambda axes: _errors(axes, [e.center_px / e.truth_radius_px for e in scores.circle_errors], "centre error")
+        "Center error": _chart(
+            lambda axes: _errors(axes, [e.center_px / e.truth_radius_px for e in scores.circle_errors], "center error")
         ),
         "Radius error": _chart(
             lambda axes: _errors(axes, [e.radius_px / e.truth_radius_px for e in scores.circle_errors], "radius error")

@@ -39,7 +39,7 @@ def _draw_ellipse(
     *,
     is_dashed: bool,
 ) -> None:
-    # OpenCV counts from the first pixel's centre, this project from its corner.
+    # OpenCV counts from the first pixel's center, this project from its corner.
     center = (round((ellipse[0] - 0.5) * 2**_SHIFT), round((ellipse[1] - 0.5) * 2**_SHIFT))
     axes = (max(1, round(ellipse[2] * 2**_SHIFT)), max(1, round(ellipse[3] * 2**_SHIFT)))
     arcs = [(start, start + _DASH_DEGREES) for start in range(0, 360, 2 * _DASH_DEGREES)] if is_dashed else [(0, 360)]

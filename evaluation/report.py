@@ -168,8 +168,8 @@ def _page(**content: Any) -> str:
 def _spreads(metrics: dict[str, Any]) -> list[tuple[str, dict[str, float | None]]]:
     circles = metrics["circles"]
     return [
-        ("centre error, px", circles["center_error_px"]),
-        ("centre error, part of the radius", circles["center_error_relative"]),
+        ("center error, px", circles["center_error_px"]),
+        ("center error, part of the radius", circles["center_error_relative"]),
         ("radius error, px", circles["radius_error_px"]),
         ("radius error, part of the radius", circles["radius_error_relative"]),
         ("IoU of circles", circles["iou"]),

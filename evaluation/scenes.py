@@ -110,7 +110,7 @@ class _Canvas:
         return rows, columns
 
     def grid(self, window: tuple[slice, slice]) -> tuple[_FloatImage, _FloatImage]:
-        """x and y of the pixels' centres."""
+        """x and y of the pixels' centers."""
         rows, columns = window
         ys, xs = np.mgrid[rows, columns].astype(np.float32) + np.float32(0.5)
         return xs, ys

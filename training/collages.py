@@ -123,7 +123,7 @@ def _paint_sprite(canvas: Pixels, sprite: Pixels, unit: Outline, outline: Outlin
         size = max(4, round(sprite.shape[0] * scale))
         sprite = cv2.resize(sprite, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32, copy=False)
     # The affine map between corresponding corners, by least squares: exact, as one is an affine image of the other.
-    # OpenCV's pixel centres are whole numbers, this project's lie at halves.
+    # OpenCV's pixel centers are whole numbers, this project's lie at halves.
     corners = np.column_stack([on_sprite * sprite.shape[0] - 0.5, np.ones(len(unit))])
     matrix, *_ = np.linalg.lstsq(corners, on_canvas - 0.5, rcond=None)
     area = canvas[rows, columns]

@@ -57,7 +57,7 @@ def photo_sample(photo: Photo, side_px: int, rng: np.random.Generator) -> Sample
         objects = tuple(_moved(each, shrink) for each in objects)
         image, scale = shrunk, 1.0
     matrix = _view(image.shape[1], image.shape[0], scale, side_px, is_rigid=photo.is_rigid, objects=objects, rng=rng)
-    # OpenCV's pixel centres are whole numbers, this project's lie at halves.
+    # OpenCV's pixel centers are whole numbers, this project's lie at halves.
     half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1.0]])
     fill = _fill(rng)
     warped = cv2.warpPerspective(

@@ -81,7 +81,7 @@ class HoughDetector:
         )
         if proposals is None:
             return []
-        # OpenCV counts from the first pixel's centre, this project from its corner.
+        # OpenCV counts from the first pixel's center, this project from its corner.
         return [Circle(float(x) + 0.5, float(y) + 0.5, float(radius)) for x, y, radius in proposals.reshape(-1, 3)]
 
     def _judge(self, grey: _Grey, proposal: Circle, scale: float, width: int, height: int) -> Detection | None:
@@ -125,7 +125,7 @@ class HoughDetector:
         radii = circle.radius + np.linspace(-reach, reach, step_count)  # (steps,)
         center = np.array([circle.center_x, circle.center_y])
         places = center + radii[None, :, None] * self._directions[:, None, :]  # (rays, steps, 2)
-        columns, rows = np.moveaxis(places.astype(np.float32) - 0.5, -1, 0)  # OpenCV's pixel centres are whole numbers
+        columns, rows = np.moveaxis(places.astype(np.float32) - 0.5, -1, 0)  # OpenCV's pixel centers are whole numbers
         samples = cv2.remap(grey, columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)  # (rays, steps)
         gradients = np.abs(np.gradient(samples.astype(np.float64), radii, axis=1))
         # An edge near the proposed rim is likelier the right one than an equal edge further off.
