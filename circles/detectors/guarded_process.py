@@ -6,19 +6,18 @@ what came of it.
 
 import logging
 import os
-import queue
 import resource
+import select
 import signal
 import sys
 import threading
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 from circles.detectors.encoded import open_detector
 from circles.errors import CirclesError
 from circles.settings import Settings
-
-logger = logging.getLogger(__name__)
 
 # What answers, and hands over pictures, goes first where cores are short; but others that are busy on them should not
 # starve detection, as with 19. Added to what it has.
@@ -35,34 +34,26 @@ def main() -> None:
     assert isinstance(settings, Settings)
     os.nice(_NICENESS)
     _be_the_first_to_go(settings.detector_memory_bytes if settings.detector_num_gpus == 0 else None)
-    waiting: queue.SimpleQueue[list[bytes]] = queue.SimpleQueue()
-    detecting = threading.Thread(target=_detect, args=(connection, settings, waiting), daemon=True)
-    detecting.start()
+    threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
     try:
+        detector = open_detector(settings)
+    except CirclesError as error:
+        connection.send(error)
+        return
+    connection.send(detector.info)
+    with suppress(EOFError, ConnectionError):
         while True:
             files = connection.recv()
             assert isinstance(files, list)
-            waiting.put(files)
-    except (EOFError, ConnectionError):
-        # Whatever is being computed, or never ends, nobody waits for it any more.
-        os._exit(0)
+            connection.send(detector.detect(files))
 
 
-def _detect(
-    connection: "Connection[object, object]", settings: Settings, waiting: "queue.SimpleQueue[list[bytes]]"
-) -> None:
-    try:
-        try:
-            detector = open_detector(settings)
-        except CirclesError as error:
-            connection.send(error)
-            return
-        connection.send(detector.info)
-        while True:
-            connection.send(detector.detect(waiting.get()))
-    except BaseException:
-        logger.exception("the detector's process ends")
-        os._exit(1)
+def _end_with(connection: "Connection[object, object]") -> None:
+    """Ends this process when the other end is closed: nobody waits any more for what is computed, or never ends."""
+    hung_up = select.poll()
+    hung_up.register(connection, 0)  # that is told whatever else is asked for
+    hung_up.poll()
+    os._exit(0)
 
 
 def _be_the_first_to_go(memory_bytes: int | None) -> None:
