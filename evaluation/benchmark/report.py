@@ -39,7 +39,7 @@ def summarise(
         **machine,
         "settings": settings,
         "limit": limit_medians(rounds.limits) if rounds.limits else None,
-        "contestants": {name: {"title": titles[name], **numbers} for name, numbers in medians(rounds).items()},
+        "contestants": {name: {"title": titles[name], **numbers} for name, numbers in _best_first(medians(rounds))},
         "ratios": ratios(rounds),
         "overheads_cpu_ms": overheads_ms(rounds),
         "skipped": rounds.skipped,
@@ -159,6 +159,10 @@ def markdown(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _best_first(found: dict[str, dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    return sorted(found.items(), key=lambda item: item[1]["pictures_per_s"], reverse=True)
+
+
 def _programs(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
     """What each program of ours takes, the largest first, those that hardly take anything together."""
     ours = summary["contestants"].get("ours")
@@ -189,7 +193,7 @@ def _plot_rates(axes: Axes, summary: dict[str, Any]) -> None:
         axes.plot(each["pictures_per_s"], names.index(each["contestant"]), "k.", markersize=4)
     if summary["limit"]:
         axes.axvline(summary["limit"]["pictures_per_s"], color=_LIMIT, linestyle=":", label="limit")
-        axes.legend(frameon=False)
+        _legend_above(axes)
     axes.set(xlabel="pictures/s at saturation")
 
 
@@ -209,14 +213,18 @@ def _plot_latencies(axes: Axes, summary: dict[str, Any]) -> None:
         numbers = summary["contestants"][name]
         for offset, (part, values) in zip((-0.15, 0.15), numbers["at_part"].items(), strict=False):
             color = _OURS if part == "0.5" else _LIMIT
-            label = f"at {float(part):.0%}, p50 to p99" if row == 0 else None
+            label = f"at {float(part):.0%}: p50 to p99" if row == 0 else None
             axes.plot([values["p50_ms"], values["p99_ms"]], [row + offset] * 2, "|-", color=color, label=label)
     axes.set(
         xlabel="latency, ms", xscale="log", yticks=range(len(names)), yticklabels=[], ylim=(len(names) - 0.5, -0.5)
     )
     axes.spines[["top", "right"]].set_visible(False)
     if any(summary["contestants"][name]["at_part"] for name in names):
-        axes.legend(frameon=False)
+        _legend_above(axes)
+
+
+def _legend_above(axes: Axes) -> None:
+    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize="small")
 
 
 def _bars(axes: Axes, names: list[str], values: list[float]) -> None:

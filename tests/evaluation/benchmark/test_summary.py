@@ -119,6 +119,7 @@ def test_the_report_has_the_numbers_that_others_rely_on(rounds: Rounds, tmp_path
     assert read["p50_one_client_ms"] == pytest.approx(44.0)
     assert read["bare_ms"] == pytest.approx(40.0)
     assert (read["cores"], read["commit"], read["settings"]) == (2, "0123", {"clients": 16})
+    assert list(read["contestants"]) == ["plain", "ours", "template"]  # best first
     assert read["contestants"]["plain"]["title"] == "that"
     assert read["contestants"]["template"]["busiest_part"] == pytest.approx(0.55)
     assert read["rounds"]["contestants"][3]["busiest_part"] == pytest.approx(0.6)
@@ -127,7 +128,7 @@ def test_the_report_has_the_numbers_that_others_rely_on(rounds: Rounds, tmp_path
     assert (tmp_path / "new" / "bench.svg").read_text().count("<svg") == 1
     rows = (tmp_path / "new" / "bench.md").read_text().splitlines()
     assert len({row.count("|") for row in rows[:5]}) == 1
-    assert rows[3].startswith("| `ours` | 40.0 | 0.80 | 44.0 | 41 / 90 |")
+    assert rows[4].startswith("| `ours` | 40.0 | 0.80 | 44.0 | 41 / 90 |")
     assert rows[-3:] == ["| Detector | 39.0 | 0.0 |", "| Ingress | 11.0 | 0.0 |", "| others | 0.1 | 100.0 |"]
 
 
