@@ -14,6 +14,7 @@ import stamina
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    bindparam,
     delete,
     false,
     func,
@@ -49,6 +50,10 @@ _CONFLICT_TRIES = 5
 _KEY_BATCH = 500  # SQLite takes at most 250,000 parameters in one statement, PostgreSQL 65,535
 # One that ends later than this was given before the clock was set back, and would keep its picture as long as that was.
 _LONGEST_LEASE_S = 900.0
+
+# Of every upload; building a statement takes as long as executing it.
+_FIND_IMAGE = select(ImageRow.__table__).where(ImageRow.image_id == bindparam("image_id"))
+_FIND_OBJECTS = select(ObjectRow.__table__).where(ObjectRow.image_id == bindparam("image_id")).order_by(ObjectRow.rank)
 
 
 class _AlreadyThereError(Exception):
@@ -137,11 +142,11 @@ class Database:
     def find(self, image_id: str) -> ImageRecord | None:
         """The image with its objects."""
         with self._read_at_once() as connection:
-            row = connection.execute(select(ImageRow.__table__).where(ImageRow.image_id == image_id)).one_or_none()
+            row = connection.execute(_FIND_IMAGE, {"image_id": image_id}).one_or_none()
             if row is None:
                 return None
-            statement = select(ObjectRow.__table__).where(ObjectRow.image_id == image_id).order_by(ObjectRow.rank)
-            return image_record(row, tuple(object_record(row) for row in connection.execute(statement)))
+            objects = connection.execute(_FIND_OBJECTS, {"image_id": image_id})
+            return image_record(row, tuple(object_record(row) for row in objects))
 
     def find_object(self, image_id: str, object_id: str) -> ObjectRecord | None:
         """One object of an image."""
