@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import httpx2
-import numpy as np
 import psutil
 import yaml
 from matplotlib.figure import Figure
@@ -91,6 +91,13 @@ class Burst:
         begin, end = self.burst
         return [latency for intended, latency in self.answers if (begin <= intended < end) == in_burst]
 
+    def unanswered(self) -> list[tuple[float, int]]:
+        """How many requests wait or are worked on, from each time on at which that changes."""
+        begun = [intended for intended, _ in self.answers]
+        ended = [intended + latency for intended, latency in self.answers]
+        changes = sorted([(time, 1) for time in begun] + [(time, -1) for time in ended])
+        return list(zip((time for time, _ in changes), accumulate(change for _, change in changes), strict=True))
+
     def first_at_s(self, is_so: Callable[[int], bool], from_s: float) -> float | None:
         """How long after a time the number of replicas was so for the first time; None: never."""
         return next((time - from_s for time, count in self.replicas if time >= from_s and is_so(count)), None)
@@ -129,15 +136,17 @@ def measure_burst(
 
 
 def plot_burst(burst: Burst, path: Path) -> None:
-    """Latencies over time, and the replicas below them."""
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-    times, latencies = np.array(burst.answers).T
-    upper.plot(times, latencies, ".", color="#2a7f4f", markersize=3)
-    upper.set(ylabel="latency, s", ylim=(0, None))
+    """Over time: latencies, how many requests are unanswered, and replicas."""
+    figure = Figure(figsize=(7, 5.4), layout="constrained")
+    upper, middle, lower = figure.subplots(3, 1, sharex=True, height_ratios=(2, 1, 1))
+    upper.plot(*zip(*burst.answers, strict=True), ".", color="#2a7f4f", markersize=3)
+    upper.set(ylabel="latency, s")
+    middle.step(*zip(*burst.unanswered(), strict=True), where="post", color="#2a7f4f")
+    middle.set(ylabel="unanswered")
     lower.step(*zip(*burst.replicas, strict=True), where="post", color="black")
-    lower.set(xlabel="s", ylabel="replicas", ylim=(0, None))
-    for axes in (upper, lower):
+    lower.set(xlabel="s", ylabel="replicas")
+    for axes in (upper, middle, lower):
+        axes.set_ylim(bottom=0)
         axes.axvspan(*burst.burst, color="#c93434", alpha=0.1, linewidth=0)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, metadata={"Date": None})

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.benchmark.scaling import measure_burst, measure_replicas, measure_wake, plot_burst
+from evaluation.benchmark.scaling import Burst, measure_burst, measure_replicas, measure_wake, plot_burst
 from tests.pictures import disc_jpeg
 
 pytestmark = [pytest.mark.serve, pytest.mark.control, pytest.mark.timeout(400)]
@@ -44,5 +44,11 @@ def test_a_burst_brings_replicas(is_steady: bool, tmp_path: Path) -> None:
     peak = 0.8 * 3 / WAIT_S
     assert len(in_burst) >= (0.5 if is_steady else 0.9) * peak * 16
     assert len(beside) <= 2 * peak / 20 * 10
+    assert min(count for _, count in found.unanswered()) == found.unanswered()[-1][1] == 0
     plot_burst(found, tmp_path / "burst.svg")
     assert (tmp_path / "burst.svg").read_text().count("<svg") == 1
+
+
+def test_unanswered_requests_are_those_that_have_begun_and_not_ended() -> None:
+    burst = Burst((0.0, 1.0), answers=((0.0, 4.0), (1.0, 1.0), (2.0, 0.5)), lost=0, replicas=())
+    assert burst.unanswered() == [(0.0, 1), (1.0, 2), (2.0, 1), (2.0, 2), (2.5, 1), (4.0, 0)]
