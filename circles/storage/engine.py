@@ -124,6 +124,7 @@ def _sqlite_engine(url: URL, pool_size: int, timeout_s: float) -> Engine:
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=timeout_s,
+        pool_use_lifo=True,  # the one that wrote last has the pages in memory, which all others would read anew
         connect_args={"timeout": timeout_s},
     )
 
