@@ -5,6 +5,7 @@ HAProxy, which outlives an interrupted `serve run`) and none that somebody else 
 """
 
 import contextlib
+import os
 import random
 import signal
 import socket
@@ -229,7 +230,7 @@ def _mark_of(process: psutil.Process) -> str:
     A process that gives itself a title, as Ray's do, may write it over the beginning of its environment, and zeros
     behind it; psutil reads no further than to those.
     """
-    if not Path("/proc/self/environ").exists():
+    if not psutil.LINUX:
         return process.environ().get(MARK, "")
     try:
         entries = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
@@ -238,7 +239,7 @@ def _mark_of(process: psutil.Process) -> str:
     except PermissionError as error:
         raise psutil.AccessDenied(process.pid) from error
     prefix = f"{MARK}=".encode()
-    return next((entry.removeprefix(prefix).decode() for entry in entries if entry.startswith(prefix)), "")
+    return next((os.fsdecode(entry.removeprefix(prefix)) for entry in entries if entry.startswith(prefix)), "")
 
 
 def _describe(pid: int | None) -> str:

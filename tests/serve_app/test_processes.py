@@ -34,13 +34,13 @@ def test_rays_processes_do_not_build_a_parser_that_nobody_needs() -> None:
 def test_processes_that_overwrite_their_environment_are_found(tmp_path: Path) -> None:
     """A title longer than the command line goes over the environment's beginning, with zeros behind it."""
     program = """
-import ctypes, os
+import ctypes, signal
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own would be missed just before the wait
 environ = ctypes.POINTER(ctypes.c_void_p).in_dll(ctypes.CDLL(None), "environ")
 ctypes.memset(environ[0], 0, len("FIRST=1234567890"))
 open("is_overwritten", "x").close()
-os.read(os.open("waits_for_a_writer", os.O_RDONLY), 1)
+signal.pause()
 """
-    os.mkfifo(tmp_path / "waits_for_a_writer")
     local = LocalProcess(tmp_path / "log", f"titled-{tmp_path.name}")
     local.launch([sys.executable, "-c", program], {"FIRST": "1234567890", **os.environ}, tmp_path)
     try:
@@ -52,6 +52,15 @@ os.read(os.open("waits_for_a_writer", os.O_RDONLY), 1)
     finally:
         with contextlib.suppress(psutil.NoSuchProcess):
             psutil.Process(local.pid).kill()
+
+
+def test_a_mark_that_is_no_text_hides_no_other_process(tmp_path: Path) -> None:
+    """Anybody's process may carry one, and so may ours, where the checkout's path is none."""
+    waiting = [sys.executable, "-c", "import sys; sys.stdin.read()"]
+    environment = {**os.environb, MARK.encode(): b"\xff"}
+    with subprocess.Popen(waiting, stdin=subprocess.PIPE, env=environment) as other:
+        assert LocalProcess(tmp_path / "log", "another").processes() == []
+        other.communicate()
 
 
 def test_no_port_is_given_twice() -> None:
