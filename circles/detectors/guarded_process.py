@@ -11,7 +11,6 @@ import select
 import signal
 import sys
 import threading
-from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -41,11 +40,13 @@ def main() -> None:
         connection.send(error)
         return
     connection.send(detector.info)
-    with suppress(EOFError, ConnectionError):
-        while True:
+    while True:
+        try:
             files = connection.recv()
-            assert isinstance(files, list)
-            connection.send(detector.detect(files))
+        except (EOFError, ConnectionError):
+            return
+        assert isinstance(files, list)
+        connection.send(detector.detect(files))
 
 
 def _end_with(connection: "Connection[object, object]") -> None:
