@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pysqlite3
+import stamina
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
@@ -131,14 +132,24 @@ def _sqlite_engine(url: URL, pool_size: int, timeout_s: float) -> Engine:
     @event.listens_for(engine, "connect")
     def _configure(dbapi_connection: sqlite3.Connection, _record: object) -> None:
         dbapi_connection.isolation_level = None  # transactions are begun below, not by the driver's guess
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-            dbapi_connection.execute(f"PRAGMA {pragma}")
+        # Where another connection is writing a file that is not WAL yet (or turning it), SQLite fails without waiting.
+        for attempt in stamina.retry_context(
+            on=_is_busy, attempts=None, timeout=timeout_s, wait_initial=0.01, wait_max=0.2, wait_jitter=0.05
+        ):
+            with attempt:
+                dbapi_connection.execute("PRAGMA journal_mode=WAL")
+        dbapi_connection.execute("PRAGMA synchronous=FULL")
+        dbapi_connection.execute("PRAGMA foreign_keys=ON")
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
         connection.exec_driver_sql(connection.get_execution_options().get("sqlite_begin", "BEGIN"))
 
     return engine
+
+
+def _is_busy(error: Exception) -> bool:
+    return isinstance(error, pysqlite3.OperationalError) and error.sqlite_errorcode == pysqlite3.SQLITE_BUSY
 
 
 def _postgresql_arguments(timeout_s: float) -> dict[str, object]:

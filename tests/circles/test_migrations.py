@@ -5,20 +5,24 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
+import pysqlite3
 import pytest
 import sqlalchemy
+import stamina.instrumentation
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import text
 
-from circles.errors import DatabaseSchemaError, DataFolderLockedError
+from circles.errors import DatabaseSchemaError, DatabaseUnavailableError, DataFolderLockedError
 from circles.storage.database import Database
-from circles.storage.engine import open_engine
+from circles.storage.engine import errors_translated, open_engine
 from circles.storage.lock import DataFolderLock
 from circles.storage.schema import check_schema, head, migrate
 from circles.storage.tables import Base
 from tests.records import add, found
+from tests.running import wait_until
 from tests.worlds import NAMES, World
 
 
@@ -63,6 +67,29 @@ def test_many_who_migrate_at_once_wait_for_each_other(url: str) -> None:
     with ThreadPoolExecutor(4) as pool:
         changes = list(pool.map(migrate, [url] * 4))
     assert sorted(changes, key=str) == sorted([(None, head()), *[(head(), head())] * 3], key=str)
+
+
+def test_turn_of_a_new_file_to_wal_waits_for_who_writes_it(tmp_path: Path) -> None:
+    path = tmp_path / "db.sqlite3"
+    writer = pysqlite3.connect(path)
+    writer.executescript("CREATE TABLE numbers (number); BEGIN IMMEDIATE")
+    impatient = open_engine(f"sqlite:///{path}", 1, 0.1)
+    with pytest.raises(DatabaseUnavailableError, match="locked"), errors_translated(), impatient.connect():
+        pass
+    engine = engine_of(f"sqlite:///{path}")
+    has_tried = Event()
+    stamina.instrumentation.set_on_retry_hooks([lambda _details: has_tried.set()])
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            connecting = pool.submit(engine.connect)
+            wait_until(lambda: has_tried.is_set() or connecting.done())
+            writer.rollback()
+            with connecting.result() as connection:
+                assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+    finally:
+        stamina.instrumentation.set_on_retry_hooks(None)
+        writer.close()
+        engine.dispose()
 
 
 def test_tables_of_another_version_are_refused(url: str) -> None:
