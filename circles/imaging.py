@@ -62,6 +62,7 @@ _ORIENTATIONS = {
 
 # A bit for each block of 8 x 8 px would be 512. Where there are fewer, blocks are missing and would become grey.
 _MAX_JPEG_PIXELS_A_BYTE = 1024
+_MAX_JPEG_SIDE_PX = 65_500  # libjpeg
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +109,18 @@ def decode_image(image_bytes: bytes, max_pixels: int) -> RGBImage:
     return _turn_upright(image, orientation)
 
 
+def shrink(image: RGBImage, max_side_px: int) -> RGBImage:
+    """The image, smaller where its longer side is longer than that."""
+    scale = max_side_px / max(image.shape[:2])
+    if scale >= 1:
+        return image
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+
+
 def encode_jpeg(image: RGBImage, quality: int = 90) -> bytes:
-    """The image as JPEG bytes."""
+    """The image as JPEG bytes; smaller where a side is longer than libjpeg writes."""
+    image = shrink(image, _MAX_JPEG_SIDE_PX)
     is_encoded, encoded = cv2.imencode(
         ".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
     )
@@ -184,6 +195,8 @@ def _decode_with_opencv(image_bytes: bytes, size: tuple[int, int]) -> RGBImage:
         flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
         image = cv2.imdecode(np.frombuffer(image_bytes, np.uint8), flags)
     except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise MemoryError from error  # no fault of the picture's
         raise BrokenImageError("the picture's pixel data cannot be decoded") from error
     if image is None:
         raise BrokenImageError("the picture's pixel data cannot be decoded")
@@ -210,6 +223,8 @@ def _to_rgb(picture: Image.Image) -> RGBImage:
         return np.repeat(grey[:, :, None], 3, axis=2)
     if picture.mode == "F":
         raise ValueError("floating-point pixels have no known range")
+    if picture.mode == "La":
+        picture = picture.convert("LA")  # the only mode that Pillow turns it into
     if picture.has_transparency_data:
         opaque = Image.new("RGBA", picture.size, "white")
         picture = Image.alpha_composite(opaque, picture.convert("RGBA"))

@@ -15,6 +15,10 @@ from deployments.problems import internal_problem, problem_document, problem_res
 
 _REQUEST_ID_HEADER = "X-Request-ID"
 _DISCONNECT_HEADER = "X-Request-Disconnect-Disabled"  # Serve's own
+# By which a client would tell Serve how to treat its request; Serve reads "-" and "_" as one.
+_SERVES_HEADERS = frozenset(
+    {b"x_session_id", b"x_request_timeout_seconds", b"x_request_disconnect_disabled", b"serve_multiplexed_model_id"}
+)
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
@@ -23,6 +27,7 @@ def proxy_middlewares() -> list[Middleware]:
     middlewares = [Middleware(SaneRequestIdMiddleware)]
     if _is_called_by_the_server():
         middlewares.append(Middleware(UnbufferedBodyMiddleware))
+    middlewares.append(Middleware(NoServeHeadersMiddleware))  # the last meets a request first
     return middlewares
 
 
@@ -48,6 +53,24 @@ class SaneRequestIdMiddleware:
                 headers = MutableHeaders(scope=scope)
                 del headers[_REQUEST_ID_HEADER]  # all of them: Serve would take the last
                 headers[_REQUEST_ID_HEADER] = str(uuid.uuid4())
+        await self._app(scope, receive, send)
+
+
+class NoServeHeadersMiddleware:
+    """Takes away what a client would tell Ray Serve itself: how long its request may take, and who should answer it.
+
+    Serve reads that before the application does. A value that is no text makes it fail, and a short time ends the
+    request midway, both in words of its own.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope["headers"] = [
+                (name, value) for name, value in scope["headers"] if name.replace(b"-", b"_") not in _SERVES_HEADERS
+            ]
         await self._app(scope, receive, send)
 
 
@@ -98,7 +121,7 @@ class RequestIdMiddleware:
 
 
 class HeadMiddleware:
-    """Answers HEAD as GET, without the body."""
+    """Answers HEAD as GET, without the body. ``is_head`` tells routes that would go to some length for it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -111,6 +134,7 @@ class HeadMiddleware:
         async def send_without_body(message: Message) -> None:
             await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
 
+        scope.setdefault("state", {})["is_head"] = True
         await self._app({**scope, "method": "GET"}, receive, send_without_body)
 
 
@@ -188,6 +212,11 @@ class InternalErrorMiddleware:
                 raise  # too late for an answer: the connection is cut, which tells the client as much
             document = internal_problem(scope["path"], request_id_of(scope))
             await problem_response(scope, document, {}, error)(scope, receive, send)
+
+
+def is_head(scope: Scope) -> bool:
+    """Whether a request that reads GET by now was HEAD."""
+    return bool(scope["state"].get("is_head"))
 
 
 def _is_sane(request_id: str) -> bool:

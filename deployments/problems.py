@@ -13,10 +13,13 @@ from starlette.routing import Match
 from starlette.types import Scope
 
 from circles import errors
+from deployments.quoting import shortened
 
 logger = logging.getLogger("ray.serve")
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
+
+_MAX_DETAIL_LENGTH = 1000  # of ours; a client's ids and paths may be in it, of any length
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +86,8 @@ def problem_document(status: int, title: str, detail: str, instance: str, reques
         "type": f"urn:circles:problem:{title.lower().replace(' ', '-')}",
         "title": title,
         "status": status,
-        "detail": detail,
-        "instance": instance,
+        "detail": shortened(detail, _MAX_DETAIL_LENGTH),
+        "instance": shortened(instance),
         "request_id": request_id,
     }
 
@@ -111,7 +114,7 @@ def log_failure(scope: Scope, document: dict[str, object], cause: Exception | No
         level,
         "%s %s refused with %d %s: %s (request %s)",
         scope["method"],
-        scope["path"],
+        shortened(scope["path"]),
         status,
         document["title"],
         document["detail"],
@@ -158,7 +161,7 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
         detail = f"{request.method} is not possible here; allowed: {headers['Allow']}"
         return respond(request, error.status_code, "Method not allowed", detail, headers)
     if error.status_code == HTTPStatus.NOT_FOUND:
-        return respond(request, error.status_code, "Not found", f"there is nothing at {request.url.path}")
+        return respond(request, error.status_code, "Not found", f"there is nothing at {shortened(request.url.path)}")
     title = HTTPStatus(error.status_code).phrase
     return respond(request, error.status_code, title, str(error.detail), headers)
 

@@ -109,4 +109,7 @@ class _TemplateObject(BaseModel):
 
 
 class _Predictions(BaseModel):
-    predictions: list[list[_Object] | _Object | _TemplateObject]
+    # The first error ends it: pydantic would make some for every object, of some hundred times its size.
+    predictions: Annotated[
+        list[Annotated[list[_Object], Field(fail_fast=True)] | _Object | _TemplateObject], Field(fail_fast=True)
+    ]

@@ -27,6 +27,7 @@ _CONNECT_TIMEOUT_S = 5.0
 _PROBE_TIMEOUT_S = 2.0
 _LONGEST_PAUSE_S = 1.0  # between two tries; whoever wants a longer one finds the picture pending
 _MAX_ANSWER_BYTES = 16 * 2**20  # a thousand objects are some 200 kB
+_DECODED_AT_ONCE = 2  # decoded pictures are large
 # Refusals that may speak of the picture. All others speak of the endpoint, or of what is in front of it.
 _PICTURE_STATUSES = frozenset({400, 413, 422, 500})
 # Refusals that say that another protocol is spoken there now.
@@ -72,6 +73,7 @@ class RemoteDetector:
         self.versions: list[str] = []
         self._protocol: _Protocol | None = None
         self._negotiating = asyncio.Lock()
+        self._decoding_turn = asyncio.Semaphore(_DECODED_AT_ONCE)
         self._client = httpx2.AsyncClient(
             timeout=httpx2.Timeout(settings.model_server_timeout_s, connect=_CONNECT_TIMEOUT_S),
             # As many as there may be uploads in work: nobody waits for a connection.
@@ -190,7 +192,9 @@ class RemoteDetector:
         if status not in _PICTURE_STATUSES or not is_detectors:
             raise self._unavailable(f"refused with {error}") from error
         # An endpoint has no common word for a broken picture: whether it is one shows here.
-        await in_thread(decode_image, image_bytes, self._settings.max_image_pixels)
+        if status != 413:
+            async with self._decoding_turn:
+                await in_thread(decode_image, image_bytes, self._settings.max_image_pixels)
         raise DetectionFailedError(f"the model server refused this picture with {error}") from error
 
     def _unavailable(self, what: str) -> DetectorUnavailableError:

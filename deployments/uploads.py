@@ -2,11 +2,13 @@
 
 import asyncio
 import errno
+import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from starlette.datastructures import UploadFile
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
@@ -17,6 +19,7 @@ from deployments.problems import RequestError
 _FIELD_OVERHEAD_BYTES = 64 * 1024  # boundaries, part headers and small fields around one file
 _MAX_FIELDS = 16
 _MAX_FILENAME_LENGTH = 255
+_BOUNDARY = re.compile(rb'[^"\\]+')  # RFC 2046 has neither in it
 MAX_BATCH_FILES = 64
 
 
@@ -107,7 +110,7 @@ async def _files(
     request: Request, slot: Slot, field: str, max_files: int, max_body_bytes: int, timeout_s: float
 ) -> AsyncIterator[list[UploadFile]]:
     body = _limited(request, slot, max_body_bytes)
-    parser = _FormParser(request.headers, body, max_files=max_files, max_fields=_MAX_FIELDS)
+    parser = _FormParser(_boundary_alone(request), body, max_files=max_files, max_fields=_MAX_FIELDS)
     try:
         try:
             async with _in_time(timeout_s):
@@ -124,6 +127,19 @@ async def _files(
         yield files
     finally:
         parser.close_files()
+
+
+def _boundary_alone(request: Request) -> Headers:
+    """The content type without the client's ``charset``.
+
+    Starlette takes that for the name of any codec that Python has: some need quadratic time, some make text that is
+    none. Without one it reads UTF-8, or else Latin-1.
+    """
+    _, parameters = parse_options_header(request.headers["Content-Type"])
+    boundary = parameters.get(b"boundary", b"")
+    if not _BOUNDARY.fullmatch(boundary):
+        raise RequestError(400, "Bad multipart body", "the content type names no boundary")
+    return Headers({"Content-Type": f'multipart/form-data; boundary="{boundary.decode("latin-1")}"'})
 
 
 class _FormParser(MultiPartParser):

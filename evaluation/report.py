@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import jinja2
-import numpy as np
 
 from circles.detection import Detection
-from circles.imaging import RGBImage, decode_image, encode_jpeg
+from circles.imaging import RGBImage, decode_image, encode_jpeg, shrink
 from evaluation.charts import charts
 from evaluation.coco import Dataset, DatasetError, read_predictions, write_predictions
 from evaluation.drawing import draw_judged
@@ -219,9 +217,7 @@ def _gallery(scores: Scores) -> list[dict[str, str]]:
     gallery = []
     for index in order[:_GALLERY_SIZE]:
         picture = _judged_picture(scores, index)
-        scale = min(1.0, _GALLERY_SIDE_PX / max(picture.shape[:2]))
-        small = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        jpeg = encode_jpeg(small.astype(np.uint8, copy=False), quality=85)
+        jpeg = encode_jpeg(shrink(picture, _GALLERY_SIDE_PX), quality=85)
         gallery.append(
             {
                 "name": scores.results[index].image.path.name,

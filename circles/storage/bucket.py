@@ -31,7 +31,7 @@ _ENDPOINT_VARIABLES = (
 )
 _MAX_RETRIES = 3
 _MULTIPART_FROM_BYTES = 8 * 2**20
-_PIECE_BYTES = 4 * 2**20
+_PIECE_BYTES = 2**20  # two of them are in memory for every client that reads, however slowly
 _LIST_CHUNK = 1000
 
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, ValidationError
 from circles.detection import Detection, ImageDetections
 from circles.errors import InferenceInputError
 from circles.settings import Score
+from deployments.quoting import shortened
 
 MAX_INSTANCES = 64
 
@@ -72,7 +73,7 @@ def make_request(images: Sequence[bytes], parameters: Mapping[str, Any], max_ima
 def told(error: ValidationError) -> str:
     """What is wrong with a body, in a line that names the instance at fault."""
     first, *others = error.errors(include_url=False, include_context=False, include_input=False)
-    place = [str(part) for part in first["loc"]]
+    place = [shortened(str(part)) for part in first["loc"]]
     if len(place) > 1 and place[0] == "instances":
         place[:2] = [f"instance {place[1]}"]
     line = ": ".join([*place, first["msg"]])

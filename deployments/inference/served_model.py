@@ -16,6 +16,7 @@ from circles.settings import Settings
 from deployments.admission import Admission
 from deployments.async_detectors import AsyncDetector, detect_in_time
 from deployments.inference.requests import InferenceRequest
+from deployments.quoting import shortened
 
 AT_ONCE = 8
 """Most pictures of one request that are detected in at once."""
@@ -70,10 +71,10 @@ def require_named(model: ServedModel, name: str, version: str = "") -> None:
         NotFoundError: The model has another name or version.
     """
     if name != model.settings.model_name:
-        raise NotFoundError(f"there is no model '{name}'; the one here is '{model.settings.model_name}'")
+        raise NotFoundError(f"there is no model '{shortened(name)}'; the one here is '{model.settings.model_name}'")
     if version and version not in model.versions:
         raise NotFoundError(
-            f"model '{name}' has no version '{version}'; there is {', '.join(model.versions) or 'none'}"
+            f"model '{name}' has no version '{shortened(version)}'; there is {', '.join(model.versions) or 'none'}"
         )
 
 

@@ -143,9 +143,9 @@ class InferenceServicer:
 
     async def _model_infer(self, request: messages.ModelInferRequest) -> Message:
         model = self._model
-        require_named(model, request.model_name, request.model_version)
         if request.ByteSize() > model.settings.max_inference_bytes:
             raise InferenceInputError(f"more than {model.settings.max_inference_bytes} bytes are not accepted")
+        require_named(model, request.model_name, request.model_version)
         require_loaded(model)
         with model.admission.work() as slot:
             slot.hold(request.ByteSize())

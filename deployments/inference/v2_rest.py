@@ -9,11 +9,11 @@ import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 import circles
 from circles.detection import ImageDetections
@@ -22,6 +22,7 @@ from deployments.inference.requests import (
     INPUT_DATATYPE,
     INPUT_NAME,
     INPUT_SHAPE,
+    MAX_INSTANCES,
     TENSORS,
     InferenceRequest,
     decode_base64,
@@ -30,6 +31,7 @@ from deployments.inference.requests import (
     told,
 )
 from deployments.inference.served_model import ServedModel
+from deployments.quoting import shortened
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 """Of binary requests and responses: bytes of the JSON that the tensors follow."""
@@ -41,17 +43,18 @@ _NUMPY_TYPES: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "INT64": np.d
 _HEADER_LENGTH = re.compile("[0-9]{1,15}")
 _LENGTH = struct.Struct("<I")  # in front of each element of a binary BYTES tensor
 
-Parameters = dict[str, str | bool | int | float]
+# What a body may list is bounded: pydantic makes an error, of some hundred times its size, for each element at fault.
+Parameters = Annotated[dict[str, str | bool | int | float], Field(max_length=32, fail_fast=True)]
 
 
 class InputTensor(BaseModel):
     """One input of a request's JSON."""
 
     name: str
-    shape: list[int]
+    shape: list[int] = Field(max_length=2)
     datatype: str
     parameters: Parameters = {}
-    data: list[Any] | None = None
+    data: list[Any] | None = Field(None, max_length=MAX_INSTANCES)
 
 
 class RequestedOutput(BaseModel):
@@ -66,8 +69,8 @@ class InferBody(BaseModel):
 
     id: str | None = None
     parameters: Parameters = {}
-    inputs: list[InputTensor]
-    outputs: list[RequestedOutput] | None = None
+    inputs: list[InputTensor] = Field(min_length=1, max_length=1)
+    outputs: list[RequestedOutput] | None = Field(None, max_length=len(TENSORS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +113,6 @@ def read_request(body: bytes, header_length: str | None, max_image_bytes: int) -
         parsed = InferBody.model_validate_json(head)
     except ValidationError as error:
         raise InferenceInputError(told(error)) from error
-    check_inputs(len(parsed.inputs))
     (tensor,) = parsed.inputs
     size = tensor.parameters.get("binary_data_size")
     if size is None:
@@ -119,7 +121,9 @@ def read_request(body: bytes, header_length: str | None, max_image_bytes: int) -
         images = decode_base64(_flat(tensor.data))
     else:
         if size != len(binary):
-            raise InferenceInputError(f"'binary_data_size' is {size}, but {len(binary)} bytes follow the JSON")
+            raise InferenceInputError(
+                f"'binary_data_size' is {shortened(str(size))}, but {len(binary)} bytes follow the JSON"
+            )
         images = split_elements(binary)
     check_tensor(tensor.name, tensor.datatype, tensor.shape, len(images))
     request = make_request(images, parsed.parameters, max_image_bytes)
@@ -196,11 +200,13 @@ def split_elements(binary: bytes) -> list[bytes]:
     """The elements of a binary BYTES tensor, each of which its length stands before.
 
     Raises:
-        InferenceInputError: The lengths do not add up.
+        InferenceInputError: The lengths do not add up, or there are more than ``MAX_INSTANCES``.
     """
     elements: list[bytes] = []
     offset = 0
     while offset < len(binary):
+        if len(elements) == MAX_INSTANCES:
+            raise InferenceInputError(f"the binary tensor has more than {MAX_INSTANCES} elements")
         start = offset + _LENGTH.size
         if start > len(binary):
             raise InferenceInputError(f"the binary tensor ends within the length of element {len(elements)}")
@@ -237,22 +243,26 @@ def check_tensor(name: str, datatype: str, shape: Sequence[int], count: int) -> 
     """
     if name != INPUT_NAME or datatype != INPUT_DATATYPE:
         raise InferenceInputError(
-            f"input '{name}' of datatype {datatype}; the one input is '{INPUT_NAME}' of datatype {INPUT_DATATYPE}"
+            f"input '{shortened(name)}' of datatype {shortened(datatype)}; the one input is '{INPUT_NAME}' of datatype "
+            f"{INPUT_DATATYPE}"
         )
     is_column = len(shape) == 2 and shape[1] == 1
     if not (len(shape) == 1 or is_column) or shape[0] != count:
-        raise InferenceInputError(f"input '{name}' has shape {list(shape)}, but {count} elements; [N] is expected")
+        told_shape = shortened(str(list(shape[:3])))
+        raise InferenceInputError(f"input '{name}' has shape {told_shape}, but {count} elements; [N] is expected")
 
 
 def check_outputs(names: Sequence[str]) -> None:
     """Whether these outputs can be asked for.
 
     Raises:
-        InferenceInputError: One cannot.
+        InferenceInputError: One cannot, or there are more than there can be.
     """
+    if len(names) > len(TENSORS):
+        raise InferenceInputError(f"{len(names)} outputs; at most {len(TENSORS)} can be asked for")
     unknown = [name for name in names if name not in TENSORS]
     if unknown:
-        raise InferenceInputError(f"there is no output '{unknown[0]}'; there are {', '.join(TENSORS)}")
+        raise InferenceInputError(f"there is no output '{shortened(unknown[0])}'; there are {', '.join(TENSORS)}")
 
 
 def _split(body: bytes, header_length: str | None) -> tuple[bytes, bytes]:

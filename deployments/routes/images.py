@@ -13,6 +13,7 @@ from circles.errors import CirclesError
 from circles.imaging import decode_image, encode_jpeg
 from circles.storage.image_records import ImageRecord, Status
 from deployments.disconnects import unless_client_leaves
+from deployments.middleware import is_head
 from deployments.pipeline import Uploaded, detached
 from deployments.problems import (
     RequestError,
@@ -138,9 +139,7 @@ async def delete_image(image_id: ImageId, services: ServicesParameter) -> None:
 @router.post("/images/{image_id}/detection", responses=problem_responses(404, 429))
 async def detect_again(image_id: ImageId, services: ServicesParameter, min_score: MinScoreParameter) -> ImageBody:
     """Detects again with the detector now running."""
-    slot = services.admission.work()
-    work = detached(services.pipeline.detect_again(image_id))
-    work.add_done_callback(lambda _: slot.release())
+    work = detached(_detect_again(services, image_id))
     return ImageBody.of(await asyncio.shield(work), min_score)
 
 
@@ -155,7 +154,7 @@ async def detect_again(image_id: ImageId, services: ServicesParameter, min_score
     },
 )
 async def get_content(
-    image_id: ImageId, services: ServicesParameter, if_none_match: Annotated[str, Header()] = ""
+    request: Request, image_id: ImageId, services: ServicesParameter, if_none_match: Annotated[str, Header()] = ""
 ) -> Response:
     """The bytes as they were uploaded."""
     record = await in_thread(services.book.get, image_id)
@@ -168,16 +167,18 @@ async def get_content(
     known = {part.strip().removeprefix("W/") for part in if_none_match.split(",")}
     if etag in known or "*" in known:
         return Response(status_code=304, headers=headers)
-    if services.settings.content_delivery == "redirect":
+    if services.settings.content_delivery == "redirect" and not is_head(request.scope):  # addresses are for GET alone
         address = await in_thread(services.book.signed_url, record, services.settings.signed_url_s)
         if address is not None:
             # The signature ends, so the redirection must not outlive it in a cache.
             return RedirectResponse(address, 307, {"Cache-Control": "no-store"})
-    pieces = await in_thread(services.book.stream, record)
     headers["Content-Length"] = str(record.size_bytes)
     # A name of ours: what the client called it is in the image's JSON, and nowhere else.
     suffix = record.media_type.removeprefix("image/")
     headers["Content-Disposition"] = f'inline; filename="{record.image_id[:16]}.{suffix}"'
+    if is_head(request.scope):
+        return Response(media_type=record.media_type, headers=headers)
+    pieces = await in_thread(services.book.stream, record)
     return StreamingResponse(pieces, media_type=record.media_type, headers=headers)
 
 
@@ -212,6 +213,14 @@ async def _upload(request: Request, services: Services, is_async: bool) -> Uploa
     work = detached(services.pipeline.upload(upload.image_bytes, upload.filename, is_async))
     work.add_done_callback(lambda _: slot.release())
     return await asyncio.shield(work)
+
+
+async def _detect_again(services: Services, image_id: str) -> ImageRecord:
+    """The picture's bytes count as those of an upload do."""
+    record = await in_thread(services.book.get, image_id)
+    with services.admission.work() as slot:
+        slot.hold(record.size_bytes)
+        return await services.pipeline.detect_again(image_id)
 
 
 async def _batch_results(

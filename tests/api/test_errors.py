@@ -166,6 +166,14 @@ def test_bad_query_values(client: httpx2.Client, query: str) -> None:
     assert_problem(client.get(f"/images/?{query}"), 422, query.partition("=")[0])
 
 
+@pytest.mark.parametrize("value", [b"\xff", b"0.001"])
+@pytest.mark.parametrize(
+    "name", ["X-Session-Id", "X-Request-Timeout-Seconds", "X-Request-Disconnect-Disabled", "Serve-Multiplexed-Model-Id"]
+)
+def test_headers_that_serve_would_read_change_nothing(client: httpx2.Client, name: str, value: bytes) -> None:
+    assert_problem(client.get("/images/nope", headers={name.encode(): value}), 404)
+
+
 def test_request_id_is_the_clients_own(client: httpx2.Client) -> None:
     for path in ("/health", "/nope"):
         response = client.get(path, headers={"X-Request-ID": "my-request.1"})

@@ -119,6 +119,9 @@ def test_content_comes_back_byte_for_byte(client: httpx2.Client) -> None:
     assert response.content == image_bytes
     assert response.headers["Content-Type"] == "image/jpeg"
     assert response.headers["X-Content-Type-Options"] == "nosniff"
+    head = client.head(f"{location}/content")
+    assert (head.status_code, head.content) == (200, b"")
+    assert {**head.headers, "date": "", "x-request-id": ""} == {**response.headers, "date": "", "x-request-id": ""}
     cached = client.get(f"{location}/content", headers={"If-None-Match": response.headers["ETag"]})
     assert (cached.status_code, cached.content) == (304, b"")
 
@@ -133,6 +136,15 @@ def test_annotated_picture_shows_the_circles(client: httpx2.Client) -> None:
     assert np.sum(red - green > 100) > 100
     bare = np.asarray(Image.open(io.BytesIO(client.get(f"{location}/annotated?min_score=1").content)))
     assert np.sum(bare[..., 0].astype(int) - bare[..., 1] > 100) <= np.sum(red - green > 100)
+
+
+def test_annotated_picture_is_smaller_where_it_is_too_long_for_jpeg(client: httpx2.Client) -> None:
+    long = np.full((8, 65_501, 3), uuid.uuid4().bytes[0], np.uint8)
+    response = upload(client, encode(long, "PNG"))
+    assert response.json()["status"] == "done"
+    response = client.get(f"{response.headers['Location']}/annotated")
+    assert (response.status_code, response.headers["Content-Type"]) == (200, "image/jpeg")
+    assert Image.open(io.BytesIO(response.content)).size == (65_500, 8)
 
 
 def test_deleted_image_is_gone_and_can_come_again(client: httpx2.Client) -> None:

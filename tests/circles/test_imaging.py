@@ -5,12 +5,13 @@ import struct
 import zlib
 from collections.abc import Callable
 
+import cv2
 import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageFile
 
 from circles.errors import BrokenImageError, ImageTooLargeError, UnsupportedImageError
-from circles.imaging import ImageHeader, RGBImage, decode_image, encode_jpeg, read_header
+from circles.imaging import ImageHeader, RGBImage, _to_rgb, decode_image, encode_jpeg, read_header
 from tests.hostile.bases import bases, bmp_of_runs, chunk, png, segment, tiff, tiff_tags, with_segments
 from tests.pictures import encode, two_discs
 
@@ -105,6 +106,11 @@ def test_transparent_parts_are_white() -> None:
     assert image[0, 0].tolist() == [10, 20, 30]
     assert image[2, 1].tolist() == [255, 255, 255]
     np.testing.assert_allclose(image[2, 2], 127, atol=1)
+
+
+def test_grey_that_is_multiplied_by_its_alpha_already() -> None:
+    picture = Image.merge("LA", [Image.new("L", (1, 1), 100), Image.new("L", (1, 1), 128)]).convert("La")
+    assert _to_rgb(picture)[0, 0].tolist() == pytest.approx([177] * 3, abs=2)
 
 
 def test_palette_with_transparency() -> None:
@@ -206,6 +212,17 @@ def test_jpeg_that_claims_more_pixels_than_its_bytes_can_hold_is_refused() -> No
     liar = image_bytes[: frame + 5] + struct.pack(">HH", 6000, 8000) + image_bytes[frame + 9 :]
     with pytest.raises(BrokenImageError, match="too few for 8000 x 6000 pixels"):
         read_header(liar, 10**8)
+
+
+def test_want_of_memory_is_no_fault_of_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(*_: object) -> None:
+        error = cv2.error("Failed to allocate 36000000 bytes")
+        error.code = cv2.Error.StsNoMem
+        raise error
+
+    monkeypatch.setattr(cv2, "imdecode", lacking)
+    with pytest.raises(MemoryError):
+        decode_image(encode(two_discs().image, "JPEG"), 10**6)
 
 
 def test_encoded_jpeg_can_be_decoded() -> None:

@@ -1,14 +1,19 @@
-"""The messages of the Open Inference Protocol: made of their .proto, and the same on the wire as KServe's."""
+"""The Open Inference Protocol: messages as KServe has them on the wire, and bodies that are none."""
 
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from google.protobuf.descriptor import Descriptor
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as kserve_messages
 
+from circles.errors import InferenceInputError
 from deployments.inference import open_inference_pb2 as messages
+from deployments.inference.v2_rest import read_request, split_elements
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FOLDER = Path("deployments") / "inference"
@@ -37,3 +42,47 @@ def test_fields_have_the_protocols_numbers_and_types(name: str) -> None:
             continue
         their = theirs[field.name]
         assert (field.number, field.type, field.is_repeated) == (their.number, their.type, their.is_repeated)
+
+
+TENSOR = {"name": "image", "shape": [1], "datatype": "BYTES", "data": ["YQ=="]}
+
+
+def refusal(**body: Any) -> str:
+    """Why a request with this JSON is refused."""
+    with pytest.raises(InferenceInputError) as refused:
+        read_request(json.dumps({"inputs": [TENSOR], **body}).encode(), None, max_image_bytes=1000)
+    return refused.value.detail
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param({"inputs": [0] * 1000}, id="inputs"),
+        pytest.param({"inputs": [{**TENSOR, "shape": ["x"] * 1000}]}, id="shape"),
+        pytest.param({"inputs": [{**TENSOR, "parameters": {str(key): [] for key in range(1000)}}]}, id="parameters"),
+        pytest.param({"outputs": [0] * 1000}, id="outputs"),
+    ],
+)
+def test_not_every_element_at_fault_makes_an_error(body: dict[str, Any]) -> None:
+    """Each of pydantic's takes some hundred times the memory of what it speaks of."""
+    assert not re.search(r"and [0-9]{2,} more", refusal(**body))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param({"inputs": [{**TENSOR, "name": "x" * 10**6}]}, id="name"),
+        pytest.param({"inputs": [{**TENSOR, "datatype": "x" * 10**6}]}, id="datatype"),
+        pytest.param({"inputs": [{**TENSOR, "shape": [10**4000]}]}, id="shape"),
+        pytest.param({"inputs": [{**TENSOR, "parameters": {"binary_data_size": "x" * 10**6}}]}, id="size"),
+        pytest.param({"parameters": {"x" * 10**6: []}}, id="parameter"),
+        pytest.param({"outputs": [{"name": "x" * 10**6}]}, id="output"),
+    ],
+)
+def test_long_words_are_not_repeated(body: dict[str, Any]) -> None:
+    assert len(refusal(**body)) < 1000
+
+
+def test_no_more_elements_are_split_than_a_request_may_have() -> None:
+    with pytest.raises(InferenceInputError, match="more than 64 elements"):
+        split_elements(bytes(10**6))

@@ -1,15 +1,24 @@
 """Requests that are not what HTTP, forms and addresses should be: refused or understood, and nothing else."""
 
+import asyncio
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
 import pytest
+from ray.serve._private.constants import (
+    SERVE_HTTP_REQUEST_DISCONNECT_DISABLED_HEADER,
+    SERVE_HTTP_REQUEST_TIMEOUT_S_HEADER,
+    SERVE_MULTIPLEXED_MODEL_ID,
+    SERVE_SESSION_ID,
+)
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from circles.detectors.encoded import EncodedDetector
 from circles.geometry import Circle
 from deployments.async_detectors import InProcessDetector
+from deployments.middleware import proxy_middlewares
 from tests.api.test_errors import assert_problem
 from tests.fakes import FixedDetector
 from tests.pictures import disc_jpeg
@@ -134,6 +143,26 @@ def test_file_names_are_words_and_nothing_more(api: RunningApi, folder: Path, na
 
 
 @pytest.mark.parametrize(
+    "content_type",
+    [
+        *(f"{TYPE}; charset={codec}" for codec in ("punycode", "utf-7", "undefined", "utf-16", "rot13", "é")),
+        f'multipart/form-data; charset=utf-7; boundary="{BOUNDARY}"',
+    ],
+)
+def test_charset_of_a_form_is_no_codec_of_pythons(api: RunningApi, content_type: str) -> None:
+    """Punycode takes quadratic time, and UTF-7 has surrogates, which no database takes."""
+    response = send(api, part(PICTURE, 'form-data; name="file"; filename="+2AA-.jpg"') + END, content_type)
+    assert response.status_code in (200, 201), response.text
+    field = b"a" * 10**6  # most of a minute of Punycode
+    assert send(api, part(field, FIELD) + part(PICTURE) + END, content_type).status_code == 200
+
+
+def test_name_is_told_as_it_was_sent_whatever_charset_is_claimed(api: RunningApi) -> None:
+    body = part(disc_jpeg(3), 'form-data; name="file"; filename="+2AA-é.jpg"') + END
+    assert send(api, body, f"{TYPE}; charset=utf-7").json()["filename"] == "+2AA-é.jpg"
+
+
+@pytest.mark.parametrize(
     "path",
     [
         "/images/../../../etc/passwd",
@@ -162,6 +191,13 @@ def test_paths_lead_nowhere_else(api: RunningApi, method: str, path: str) -> Non
     assert answer.status in (400, 401, 404, 405), answer
     assert b"root:" not in answer.body
     assert b"Set-Cookie" not in answer.head
+
+
+@pytest.mark.parametrize("path", ["/nope/", "/images/", "/v2/models/"])
+def test_long_paths_are_not_repeated(api: RunningApi, path: str) -> None:
+    response = api.client.get(path + "a" * 30_000)
+    assert response.status_code == 404
+    assert len(response.content) < 2000
 
 
 @pytest.mark.parametrize(
@@ -199,6 +235,39 @@ def test_headers_change_nothing(api: RunningApi, headers: dict[str, str]) -> Non
     assert response.status_code in (200, 201, 202), response.text
     assert response.headers["Location"].startswith("/images/")
     assert len(response.headers["X-Request-ID"]) < 200
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        SERVE_SESSION_ID,
+        SERVE_HTTP_REQUEST_TIMEOUT_S_HEADER,
+        SERVE_HTTP_REQUEST_DISCONNECT_DISABLED_HEADER,
+        SERVE_MULTIPLEXED_MODEL_ID,
+        SERVE_MULTIPLEXED_MODEL_ID.replace("_", "-"),
+    ],
+)
+def test_serve_is_told_nothing_by_clients(header: str) -> None:
+    """It would fail at what is no text, and end a request in the time that it is told."""
+    passed: list[tuple[bytes, bytes]] = []
+
+    async def serve(scope: Scope, _receive: Receive, _send: Send) -> None:
+        passed.extend(scope["headers"])
+
+    async def receive() -> Message:
+        return {}
+
+    async def send(_: Message) -> None:
+        pass
+
+    async def ask() -> None:
+        app: ASGIApp = serve
+        for middleware in proxy_middlewares():
+            app = middleware.cls(app, *middleware.args, **middleware.kwargs)
+        await app({"type": "http", "headers": [(header.encode(), b"\xff"), (b"accept", b"*/*")]}, receive, send)
+
+    asyncio.run(ask())
+    assert passed == [(b"accept", b"*/*")]
 
 
 @pytest.mark.parametrize(

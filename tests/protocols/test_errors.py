@@ -89,8 +89,8 @@ def test_bad_v1_bodies(server: InferenceServer, body: Any, reason: str) -> None:
     ("body", "reason"),
     [
         pytest.param({}, "inputs: Field required", id="no inputs"),
-        pytest.param({"inputs": []}, "0 inputs", id="empty list"),
-        pytest.param({"inputs": [tensor(text(GOOD))] * 2}, "2 inputs", id="two inputs"),
+        pytest.param({"inputs": []}, "inputs: List should have at least 1 item", id="empty list"),
+        pytest.param({"inputs": [tensor(text(GOOD))] * 2}, "inputs: List should have at most 1 item", id="two inputs"),
         pytest.param({"inputs": [tensor()]}, "0 instances", id="no elements"),
         pytest.param({"inputs": [tensor(text(GOOD), name="x")]}, "input 'x'", id="other name"),
         pytest.param({"inputs": [tensor(1.5, datatype="FP32")]}, "instance 0", id="other datatype"),
@@ -98,7 +98,13 @@ def test_bad_v1_bodies(server: InferenceServer, body: Any, reason: str) -> None:
         pytest.param({"inputs": [tensor(text(GOOD), shape=[-1])]}, "shape [-1]", id="negative shape"),
         pytest.param({"inputs": [tensor(text(GOOD), data=None)]}, "neither 'data'", id="no data"),
         pytest.param({"inputs": [tensor(text(GOOD), "a%b")]}, "instance 1: the picture is not valid base64", id="b64"),
-        pytest.param({"inputs": [tensor(*["YQ=="] * 1000)]}, "1000 instances", id="1000 instances"),
+        pytest.param({"inputs": [tensor(*["YQ=="] * 1000)]}, "data: List should have at most 64", id="1000 instances"),
+        pytest.param({"inputs": [tensor(text(GOOD), shape=[1] * 9)]}, "shape: List should have at most 2", id="shape"),
+        pytest.param(
+            {"inputs": [tensor(text(GOOD))], "outputs": [{"name": "boxes"}] * 9},
+            "outputs: List should have at most 4 items",
+            id="nine outputs",
+        ),
         pytest.param(
             {"inputs": [tensor(text(GOOD))], "outputs": [{"name": "x"}]}, "no output 'x'", id="unknown output"
         ),
@@ -171,6 +177,8 @@ def raw_request(**changes: Any) -> kserve_messages.ModelInferRequest:
     [
         pytest.param(lambda: raw_request(model_name="nope"), "NOT_FOUND", "no model 'nope'", id="unknown model"),
         pytest.param(lambda: raw_request(model_version="9"), "NOT_FOUND", "no version '9'", id="unknown version"),
+        pytest.param(lambda: raw_request(model_name="n" * 10**6), "NOT_FOUND", "nnn...'", id="name of 1 MB"),
+        pytest.param(lambda: raw_request(model_version="v" * 10**6), "NOT_FOUND", "vvv...'", id="version of 1 MB"),
         pytest.param(lambda: raw_request(inputs=[]), "INVALID_ARGUMENT", "0 inputs", id="no inputs"),
         pytest.param(lambda: raw_request(raw_input_contents=[]), "INVALID_ARGUMENT", "0 elements", id="no contents"),
         pytest.param(
@@ -178,9 +186,12 @@ def raw_request(**changes: Any) -> kserve_messages.ModelInferRequest:
         ),
         pytest.param(lambda: raw_request(outputs=[{"name": "x"}]), "INVALID_ARGUMENT", "no output 'x'", id="output"),
         pytest.param(
+            lambda: raw_request(outputs=[{"name": "boxes"}] * 9), "INVALID_ARGUMENT", "9 outputs", id="nine outputs"
+        ),
+        pytest.param(
             lambda: v2_request([GOOD] * 65, {}, is_binary=True).to_grpc(),
             "INVALID_ARGUMENT",
-            "65 instances",
+            "more than 64 elements",
             id="65 instances",
         ),
         pytest.param(
