@@ -9,6 +9,7 @@ from circles.errors import CirclesError, DetectionFailedError, ImageError, NotFo
 from circles.settings import Settings
 from circles.storage.image_records import ImageRecord
 from circles.storage.records import RecordBook
+from deployments.metrics import BacklogGauges
 from deployments.pipeline import ImagePipeline
 from deployments.threads import in_thread
 
@@ -31,6 +32,7 @@ class Reconciler:
     def __init__(self, book: RecordBook, settings: Settings) -> None:
         self._book = book
         self._settings = settings
+        self._gauges = BacklogGauges()
         self._wakeup = asyncio.Event()
         self._in_work: dict[asyncio.Task[None], ImageRecord] = {}
         # Image id -> how often it was tried in vain, and when (monotonic) it may be tried again.
@@ -49,6 +51,7 @@ class Reconciler:
                 self._wakeup.clear()
                 try:
                     await self._take_up(pipeline)
+                    self._gauges.set(await in_thread(self._book.backlog))
                 except CirclesError as error:
                     logger.warning("the reconciler waits: %s", error.detail)
                 await self._rest()
@@ -138,12 +141,22 @@ class Reconciler:
 
     async def _sweep(self) -> None:
         if self._settings.retention_days is not None:
-            expired = await in_thread(self._purge, self._settings.retention_days * _DAY_S)
-            if expired:
-                logger.info("removed %d images whose time was over", expired)
+            await self._purge(self._settings.retention_days * _DAY_S)
         removed = await in_thread(self._book.sweep, self._settings.orphan_grace_s, lambda: self._is_ending)
         if removed:
             logger.info("removed %d files that no image names", removed)
 
-    def _purge(self, age_s: float) -> int:
+    async def _purge(self, age_s: float) -> None:
+        """Errors end here: files that no image names are no less in the way."""
+        try:
+            expired = await in_thread(self._purge_until_ending, age_s)
+        except CirclesError as error:
+            logger.warning("images whose time is over stay for now: %s", error.detail)
+        except Exception:
+            logger.exception("the purge stumbled")
+        else:
+            if expired:
+                logger.info("removed %d images whose time was over", expired)
+
+    def _purge_until_ending(self, age_s: float) -> int:
         return sum(1 for _ in itertools.takewhile(lambda _: not self._is_ending, self._book.purge(age_s)))

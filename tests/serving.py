@@ -42,6 +42,14 @@ class RunningServe:
         command = [serve, "deploy", "-a", str(self.local.running().dashboard_url), str(path)]
         subprocess.run(command, env=environment, check=True, capture_output=True)
 
+    def metrics(self) -> str:
+        """What Prometheus reads of Ray, Serve and the application."""
+        token = (Path.home() / ".ray" / "auth_token").read_text().strip()
+        address = f"{self.local.running().dashboard_url}/api/prometheus/sd"
+        groups = httpx2.get(address, headers={"Authorization": f"Bearer {token}"}).raise_for_status().json()
+        targets = [target for group in groups for target in group["targets"]]
+        return "".join(httpx2.get(f"http://{target}/metrics", timeout=30).text for target in targets)
+
     def replica_processes(self, deployment: str) -> list[psutil.Process]:
         """The processes of a deployment's replicas, by the title that Ray gives them."""
         title = f"ray::ServeReplica:circles:{deployment}"

@@ -30,6 +30,7 @@ from circles.detection import ImageDetections
 from circles.errors import BacklogFullError, DatabaseUnavailableError
 from circles.storage.engine import errors_translated, is_conflict, is_duplicate, is_read_only, is_sqlite, open_engine
 from circles.storage.image_records import (
+    Backlog,
     ImagePage,
     ImageRecord,
     ObjectRecord,
@@ -228,6 +229,13 @@ class Database:
             return True
 
         return self._write(work)
+
+    def backlog(self) -> Backlog:
+        """What waits for detection."""
+        statement = select(func.count(), func.min(ImageRow.created_at)).where(ImageRow.status == "pending")
+        with self._read() as connection:
+            count, oldest_at = connection.execute(statement).one()
+        return Backlog(count, oldest_at)
 
     def claim_pending(self, limit: int, lease_s: float) -> list[ImageRecord]:
         """Up to ``limit`` images that wait for detection, oldest first; for this time nobody else is given them.

@@ -55,6 +55,14 @@ class ImagePage:
     next_cursor: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """How many images wait for detection, and since when the oldest one does; None without any."""
+
+    count: int
+    oldest_at: datetime | None
+
+
 def object_records(image_id: str, detections: Sequence[Detection]) -> tuple[ObjectRecord, ...]:
     """The detections as objects of this image, each with a new id."""
     return tuple(ObjectRecord(str(uuid.uuid4()), image_id, detection) for detection in detections)

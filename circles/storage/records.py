@@ -20,6 +20,7 @@ from circles.errors import CirclesError, NotFoundError, OverloadedError, Storage
 from circles.imaging import ImageHeader
 from circles.storage.database import Database
 from circles.storage.image_records import (
+    Backlog,
     ImagePage,
     ImageRecord,
     ObjectRecord,
@@ -212,6 +213,10 @@ class RecordBook:
     def page(self, limit: int, cursor: str | None, status: Status | None, min_score: float) -> ImagePage:
         """Some images, newest first; see ``Database.page``."""
         return self._database.page(limit, cursor, status, min_score)
+
+    def backlog(self) -> Backlog:
+        """What waits for detection, in the whole service."""
+        return self._database.backlog()
 
     def claim_pending(self, limit: int, lease_s: float) -> list[ImageRecord]:
         """Images that wait for detection, oldest first; for this time nobody else is given them."""

@@ -23,7 +23,7 @@ from circles.errors import (
 )
 from circles.storage.database import Database
 from circles.storage.folder import FolderStore
-from circles.storage.image_records import ImageRecord
+from circles.storage.image_records import Backlog, ImageRecord
 from circles.storage.images import open_image_store
 from circles.storage.records import RecordBook, image_id_of
 from tests.records import HEADER, add, found
@@ -78,6 +78,16 @@ def test_pending_image_is_finished_once(book: RecordBook) -> None:
     assert (finished.status, finished.detector, len(finished.objects)) == ("done", DetectorInfo("fixed", "1"), 1)
     book.rest([record], 0)
     assert book.claim_pending(5, lease_s=60) == []
+
+
+def test_backlog_is_what_waits_and_since_when(book: RecordBook) -> None:
+    assert book.backlog() == Backlog(0, None)
+    add(book, b"done", found(0.9))
+    oldest, _ = add(book, b"first")
+    newest, _ = add(book, b"second")
+    assert book.backlog() == Backlog(2, oldest.created_at)
+    assert book.finish(oldest, found(0.9))
+    assert book.backlog() == Backlog(1, newest.created_at)
 
 
 def test_done_image_is_not_made_failed(book: RecordBook) -> None:
