@@ -1,5 +1,8 @@
 # The few words that run everything. Each is a plain command underneath; `./justw` is `just` for a machine without it.
 
+# What stands behind a word reaches its program as it was written: "$@" rather than a text that the shell reads again.
+set positional-arguments
+
 python := ".venv/bin/python"
 
 # List the words
@@ -24,7 +27,7 @@ check-deps: install-deps
 lock *arguments: install-deps
     .venv/bin/uv pip compile pyproject.toml --all-extras --python-version 3.11 --generate-hashes --quiet \
         --no-annotate --no-header --no-emit-index-url --no-emit-find-links --no-emit-package torch \
-        {{ arguments }} --output-file requirements.lock
+        "$@" --output-file requirements.lock
 
 # Make a key: the client gets it, API_KEYS its hash
 [group('setup')]
@@ -60,12 +63,12 @@ model-server background='': install-deps
 # Bring the database's tables to this version's form (`dev` and `backend` do it themselves)
 [group('run')]
 migrate *arguments: install-deps
-    @{{ python }} -m circles.storage migrate {{ arguments }}
+    @{{ python }} -m circles.storage migrate "$@"
 
 # Look after what is kept: check [--fix], copy, backup, restore, purge (each with --help)
 [group('run')]
 storage *arguments: install-deps
-    @{{ python }} -m circles.storage {{ arguments }}
+    @{{ python }} -m circles.storage "$@"
 
 # End everything that this checkout started, and only that; with -k take the application off the Kind cluster
 [arg('program', long='k8s', short='k', value='kuberay/cluster/down.sh', help='take the application off the Kind cluster')]
@@ -100,14 +103,14 @@ endpoints program=(python + ' -m serve_app endpoints'): install-deps
 # Deploy an environment to the cluster named by --context: dev, stage or prod [--yes]
 [group('cluster')]
 deploy *arguments: install-deps
-    @kuberay/cluster/deploy.sh {{ arguments }}
+    @kuberay/cluster/deploy.sh "$@"
 
 # Show what the application on the Kind cluster says, or on that of --context; go on as it says more with -f
 [arg('follow', long, short='f', value='--follow', help='go on as it says more')]
 [arg('context', long, help='another cluster than Kind')]
 [group('cluster')]
 k8s-logs follow='' context='':
-    @kuberay/cluster/logs.sh {{ follow }} {{ if context == '' { '' } else { '--context ' + context } }}
+    @kuberay/cluster/logs.sh {{ follow }} {{ if context == '' { '' } else { '--context ' + quote(context) } }}
 
 # Run all tests; with -m only those over HTTP, against the service on port 8000, with -k against the Kind cluster's
 [arg('program', long='k8s', short='k', value='kuberay/cluster/up.sh && kuberay/cluster/check.sh', help='those over HTTP, through the gateway of the Kind cluster, which is set up if needed')]
@@ -135,39 +138,39 @@ lint: install-deps
 # Write the bill of materials of .venv (CycloneDX) to build/sbom.json, or to the file named
 [group('check')]
 sbom *arguments: install-deps
-    scripts/sbom.sh {{ arguments }}
+    scripts/sbom.sh "$@"
 
 # Kill what a service runs on, again and again, while pictures are uploaded: --kills, --power-cuts, --seed, --json
 [group('check')]
 chaos *arguments: install-deps
-    {{ python }} -m tests.chaos {{ arguments }}
+    {{ python }} -m tests.chaos "$@"
 
 # Compare serving with other ways to serve the same detector; --quick, --only, --rounds; sizing, stages, replicas, burst, rows
 [group('check')]
 bench *arguments: install-deps
-    {{ python }} -m evaluation.benchmark {{ arguments }}
+    {{ python }} -m evaluation.benchmark "$@"
 
 # Offer a service more than it can take: --seconds, --uploads, --megabytes
 [group('check')]
 overload *arguments: install-deps
-    {{ python }} -m tests.load overload {{ arguments }}
+    {{ python }} -m tests.load overload "$@"
 
 # Keep a service busy for long, and watch its memory: --minutes, --load
 [group('check')]
 soak *arguments: install-deps
-    {{ python }} -m tests.load soak {{ arguments }}
+    {{ python }} -m tests.load soak "$@"
 
 # Throw hostile files at the service by every door, and judge what comes of it: --files, --seed, --folder, --url, --grpc
 [group('check')]
 fuzz *arguments: install-deps
-    {{ python }} -m tests.hostile.driver {{ arguments }}
+    {{ python }} -m tests.hostile.driver "$@"
 
 # Measure the default detector on a dataset; arguments go to `python -m evaluation`
 [group('check')]
 eval *arguments: install-deps
-    {{ python }} -m evaluation {{ arguments }}
+    {{ python }} -m evaluation "$@"
 
 # Train the learned detector's networks (an hour and more; goes on after a kill); with --quick a toy version in minutes
 [group('train')]
 train *arguments: install-deps
-    {{ python }} -m training {{ arguments }}
+    {{ python }} -m training "$@"

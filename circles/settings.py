@@ -22,9 +22,14 @@ from circles.storage.images import is_local, local_folder
 # Age below which a file without a row may be an upload of another replica.
 _LEAST_SHARED_GRACE_S = 600.0
 _GPU_BATCH = 8
+# Detecting takes a small part of the time that uploads wait for it; what takes several times as long does not end.
+_HANG_FACTOR = 3.0
 
 HASHED_KEY_PREFIX = "sha256:"
 """Before a hash that stands in the place of a key."""
+
+LONGEST_RETENTION_DAYS = 36_500
+"""A century; a datetime goes back no further than some twenty of them."""
 
 Score = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -59,7 +64,11 @@ def _check_model_server_url(url: str) -> str:
 
 
 def _check_api_keys(keys: SecretStr) -> SecretStr:
-    for key in _listed(keys.get_secret_value()):
+    text = keys.get_secret_value()
+    listed = _listed(text)
+    if text and not listed:  # somebody meant to set some
+        raise ValueError("it holds no key: give one that `just api-key` makes, or leave it unset for an open service")
+    for key in listed:
         if key.startswith(HASHED_KEY_PREFIX) and not re.fullmatch(rf"{HASHED_KEY_PREFIX}[0-9a-f]{{64}}", key):
             raise ValueError(f"a hash is {HASHED_KEY_PREFIX} and 64 lower-case hex digits")
     return keys
@@ -120,6 +129,9 @@ class Settings(BaseSettings):
     detection_timeout_s: float = Field(default=10.0, gt=0)
     """Seconds an upload waits for the detector; then it becomes pending."""
 
+    hang_timeout_s: float = Field(default=30.0, gt=0)
+    """Seconds from which on a detection counts as hung, or three times `DETECTION_TIMEOUT_S` where that is more."""
+
     max_in_flight: int = Field(default=64, ge=1)
     """Pictures worked on at once by one ingress replica or model server; more are answered 429."""
 
@@ -168,6 +180,9 @@ class Settings(BaseSettings):
     api_keys: Annotated[SecretStr, AfterValidator(_check_api_keys)] = SecretStr("")
     """Comma-separated keys, or `sha256:…` of keys; when set, all but the open routes want one of them."""
 
+    require_api_keys: bool = False
+    """Whether the service refuses to start without `API_KEYS`, rather than being open."""
+
     rate_limit: Annotated[str, Field(pattern=r"^[1-9]\d{0,8}/(second|minute|hour|day)$")] | None = None
     """Most requests of one key, or of one address without a key, as `100/minute`, at each ingress replica; then 429."""
 
@@ -183,7 +198,7 @@ class Settings(BaseSettings):
     orphan_grace_s: float = Field(default=3600.0, ge=0)
     """Age in seconds from which a stored file that no row names is removed."""
 
-    retention_days: float | None = Field(default=None, gt=0)
+    retention_days: float | None = Field(default=None, gt=0, le=LONGEST_RETENTION_DAYS)
     """Age in days from which images are removed, rows and bytes; unset: they stay."""
 
     detector_min_replicas: int = Field(default=1, ge=0)
@@ -305,10 +320,15 @@ class Settings(BaseSettings):
         return self.detection_timeout_s + 5.0
 
     @property
+    def hang_limit_s(self) -> float:
+        """How long a detection may take before its process counts as hung."""
+        return max(self.hang_timeout_s, _HANG_FACTOR * self.detection_timeout_s)
+
+    @property
     def background_timeout_s(self) -> float:
-        """How long a detection may take that nobody waits for."""
+        """How long a detection may take that nobody waits for: while it may go on, it is not begun anew."""
         if self.model_server_url is None:
-            return self.detection_timeout_s
+            return self.hang_limit_s
         return max(self.detection_timeout_s, self.model_server_timeout_s)
 
     @property
@@ -333,14 +353,19 @@ class Settings(BaseSettings):
         """With those secrets that were no arguments as the environment of this process has them now.
 
         Raises:
-            ValueError: The environment lacks one that was there where these settings were read; or they do not fit what
-                the other settings are.
+            ValueError: The environment lacks one that was there where these settings were read, or keys that are
+                required; or they do not fit what the other settings are.
         """
         known = self.model_dump(exclude={*(_NOT_TO_BE_REPEATED - self._arguments)})
         settings = type(self).model_validate(known)
         lacking = ", ".join(sorted(self._environment_secrets - settings.model_fields_set)).upper()
         if lacking:
             raise ValueError(f"{lacking}: set where the application was built, but not in this replica's environment")
+        # Not where settings are read: the database's commands read them too, and are told no keys.
+        if settings.require_api_keys and not settings.api_key_list:
+            raise ValueError(
+                "API_KEYS: unset or empty, but REQUIRE_API_KEYS is true: give a key that `just api-key` makes"
+            )
         return settings
 
     @property
@@ -363,6 +388,19 @@ class Settings(BaseSettings):
 
 # Their values may hold a password, also where they are refused.
 _NOT_TO_BE_REPEATED = frozenset({"database_url", "storage_url", "api_keys", "model_server_url"})
+
+
+def local_folders(settings: Settings) -> list[Path]:
+    """Folders of which a service must be the only user.
+
+    That of the files too: with another database, a second service would take them for orphans.
+    """
+    folders = set()
+    if is_sqlite(settings.database_url):
+        folders.add(settings.database_path.parent.resolve())
+    if is_local(settings.storage_url):
+        folders.add(local_folder(settings.storage_url).resolve())
+    return sorted(folders)
 
 
 def _without_passwords(database_url: str) -> str:

@@ -17,10 +17,10 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from circles.errors import CirclesError, UnavailableError
-from circles.settings import Settings
+from circles.settings import Settings, local_folders
 from circles.storage.lock import holder_pid
 from deployments.problems import problem_of, problem_response
-from deployments.services import Services, local_folders
+from deployments.services import Services
 
 logger = logging.getLogger("ray.serve")
 

@@ -13,10 +13,10 @@ from typing import Annotated
 from fastapi import Depends, Query, Request
 
 from circles.errors import StorageUnavailableError
-from circles.settings import Score, Settings
+from circles.settings import Score, Settings, local_folders
 from circles.storage.database import Database
 from circles.storage.engine import is_sqlite
-from circles.storage.images import is_local, local_folder, open_image_store
+from circles.storage.images import is_local, open_image_store
 from circles.storage.lock import DataFolderLock
 from circles.storage.records import RecordBook
 from deployments.access import Access
@@ -129,19 +129,6 @@ def open_services(settings: Settings, detector: AsyncDetector, holder: str) -> S
         ),
         min_score=settings.default_min_score,
     )
-
-
-def local_folders(settings: Settings) -> list[Path]:
-    """Folders of which this service must be the only user.
-
-    That of the files too: with another database, a second service would take them for orphans.
-    """
-    folders = set()
-    if is_sqlite(settings.database_url):
-        folders.add(settings.database_path.parent.resolve())
-    if is_local(settings.storage_url):
-        folders.add(local_folder(settings.storage_url).resolve())
-    return sorted(folders)
 
 
 def _check_outlives_pod(folder: Path) -> None:

@@ -28,7 +28,6 @@ from serve_app.processes import ROOT, LocalProcess, LocalServiceError, open_dire
 cli = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 console = Console(soft_wrap=True)
 
-_DATASETS = (ROOT / "evaluation" / "dataset", ROOT.parent / "shared" / "datasets" / "coins" / "val")
 
 Real = Annotated[bool, typer.Option("--real", "-r", help="Detect for real; without it the answers are fixed.")]
 Background = Annotated[bool, typer.Option("--background", "-b", help="Return once it is ready.")]
@@ -84,15 +83,11 @@ def dev(
         table = Table("check", "outcome", title="summary")
         is_passed = _run("pytest", "-q", "-m", "serve and not control", "--service-url", url)
         table.add_row("integration tests", _outcome(is_passed))
-        dataset = next((folder for folder in _DATASETS if folder.is_dir()), None)
-        if dataset is None:
-            table.add_row("evaluation", "no dataset in evaluation/dataset/")
-        else:
-            output = ROOT / "evaluation" / "output" / "dev"
-            is_passed = _run("evaluation", "--dataset", str(dataset), "--url", url, "--output", str(output))
-            table.add_row("evaluation", _outcome(is_passed))
-            if is_passed:
-                _add_results(table, output)
+        output = ROOT / "evaluation" / "output" / "dev"
+        is_passed = _run("evaluation", "--url", url, "--output", str(output))
+        table.add_row("evaluation", _outcome(is_passed))
+        if is_passed:
+            _add_results(table, output)
         console.print(table)
         _print_endpoints(service)
         _stay(service, *([server] if kserve else []))

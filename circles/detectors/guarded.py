@@ -35,8 +35,6 @@ pages a picture takes a quarter of detection.
 _START_TIMEOUT_S = 60.0
 _END_TIMEOUT_S = 5.0
 _DEATHS_ALONE = 2
-# Detecting takes a small part of the time that uploads wait for it; what takes several times as long does not end.
-_HANG_FACTOR = 3.0
 _REMEMBERED = 1000
 
 
@@ -58,10 +56,11 @@ class GuardedDetector:
         """
         self._settings = settings.without_secrets()
         self._program = program
-        self._timeout_s = _HANG_FACTOR * settings.detection_timeout_s
+        self._timeout_s = settings.hang_limit_s
         # SHA-256 of pictures -> how often the process died of them alone: not only while their callers wait.
         self._deaths: OrderedDict[bytes, int] = OrderedDict()
         self._process: _DetectorProcess | None = _DetectorProcess(self._program, self._settings)
+        self._can_start = True
         self.info: DetectorInfo = self._process.info
 
     def detect(self, files: Sequence[bytes]) -> list[DetectionOutcome]:
@@ -77,8 +76,8 @@ class GuardedDetector:
         return [self._detect_alone(image_bytes) for image_bytes in files]
 
     def check(self) -> None:
-        """Raises DetectorUnavailableError when there is no process and the last attempt to start one failed."""
-        if self._process is None:
+        """Raises DetectorUnavailableError when the last attempt to start a process failed; from any thread."""
+        if not self._can_start:
             raise DetectorUnavailableError("the detector's process cannot be started")
 
     def close(self) -> None:
@@ -119,7 +118,10 @@ class GuardedDetector:
         """A new process, in the place of one that ended; raises as ``detect``."""
         self.close()
         self._process = None
-        self._process = _DetectorProcess(self._program, self._settings)
+        try:
+            self._process = _DetectorProcess(self._program, self._settings)
+        finally:
+            self._can_start = self._process is not None
         return self._process
 
 

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import track
 
 from circles.errors import CirclesError
-from circles.settings import Settings, why_refused
+from circles.settings import LONGEST_RETENTION_DAYS, Settings, local_folders, why_refused
 from circles.storage import moving
 from circles.storage.database import Database
 from circles.storage.engine import DRIVERS, is_sqlite
@@ -37,7 +37,7 @@ def migrate_database(
     revision: Annotated[str, typer.Option(help="An older one takes back what came after it, and its data.")] = "head",
 ) -> None:
     """Bring the database's tables to this version's form; also those of an empty database."""
-    with _told(), _alone(_data_folders(_settings())):
+    with _told(), _alone(_folder_of_rows(_settings())):
         before, after = migrate(_settings().database_url, revision)
     change = "is at revision" if before == after else f"was at revision {before or 'none'} and is now at"
     console.print(f"the database {change} {after or 'none'}", highlight=False)
@@ -51,7 +51,7 @@ def check_all(
     deep: Annotated[bool, typer.Option("--deep", help="Read all bytes, and compare them with their hashes.")] = False,
 ) -> None:
     """Compare rows and bytes, both ways; fails when they do not agree."""
-    with _told(), _alone(_data_folders(_settings()) if fix else []), _opened(_settings()) as kept:
+    with _told(), _alone(local_folders(_settings()) if fix else []), _opened(_settings()) as kept:
         steps = moving.check(kept.database, kept.store, _settings().orphan_grace_s, reads_bytes=deep)
         *_, findings = track(steps, "checking", total=kept.database.count() + 1, console=progress)
         for record in findings.lost:
@@ -116,7 +116,7 @@ def restore(folder: Annotated[Path, typer.Option("--from", help="A folder that `
     Started again after an interruption, it goes on.
     """
     settings = _settings()
-    with _told(), _alone(_data_folders(settings)):
+    with _told(), _alone(local_folders(settings)):
         migrate(settings.database_url)
         with _database(_database_of_backup(folder)) as copy, _database(settings.database_url) as database:
             store = open_image_store(settings.storage_url, settings.storage_timeout_s)
@@ -128,8 +128,10 @@ def restore(folder: Annotated[Path, typer.Option("--from", help="A folder that `
 
 
 @cli.command("purge")
-def purge(older_than: Annotated[float, typer.Option(help="Days since the upload.", min=0)]) -> None:
+def purge(older_than: Annotated[float, typer.Option(help="Days since the upload.")]) -> None:
     """Remove old images, rows and bytes."""
+    if not 0 <= older_than <= LONGEST_RETENTION_DAYS:  # which "nan" is not either
+        _fail(f"--older-than is {older_than:g}, but takes days from 0 to {LONGEST_RETENTION_DAYS}")
     with _told(), _opened(_settings()) as kept:
         done = sum(1 for _ in track(kept.book.purge(older_than * 86400), "removing", console=progress))
     console.print(f"{done} images removed")
@@ -170,7 +172,8 @@ def _alone(folders: Iterable[Path]) -> Iterator[None]:
         yield
 
 
-def _data_folders(settings: Settings) -> list[Path]:
+def _folder_of_rows(settings: Settings) -> list[Path]:
+    """None for a database server, whose tables may change beside a service."""
     return [settings.database_path.parent] if is_sqlite(settings.database_url) else []
 
 

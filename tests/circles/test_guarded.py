@@ -21,6 +21,7 @@ from circles.settings import Settings
 from tests import deadly_process
 from tests.deadly_process import CRASHES, EATS_MEMORY, KILLED, NEVER_ENDS, picture
 from tests.pictures import disc_jpeg
+from tests.processes import has_ended
 from tests.running import wait_until
 
 DEADLY = (sys.executable, "-m", deadly_process.__name__)
@@ -29,7 +30,7 @@ DEADLY = (sys.executable, "-m", deadly_process.__name__)
 @pytest.fixture
 def deadly() -> Iterator[GuardedDetector]:
     """What takes longer than 3 s does not end."""
-    settings = Settings(detector="hough", detection_timeout_s=1, detector_memory_bytes=512 * 2**20)
+    settings = Settings(detector="hough", detection_timeout_s=1, hang_timeout_s=3, detector_memory_bytes=512 * 2**20)
     guarded = GuardedDetector(settings, DEADLY)
     yield guarded
     guarded.close()
@@ -152,7 +153,7 @@ guarded.detect([sys.stdin.buffer.read()])
         starter.stdin.close()
         wait_until(lambda: process.num_threads() > 1)
         starter.kill()
-    wait_until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
+    wait_until(lambda: has_ended(process))
 
 
 def test_interrupt_from_the_terminal_is_left_to_the_one_that_started_it(deadly: GuardedDetector) -> None:

@@ -45,6 +45,9 @@ def test_environment_wins_over_defaults_and_arguments_over_both(monkeypatch: pyt
         ({"model_server_url": "127.0.0.1:9090"}, "not the base URL"),
         ({"model_server_url": "http://me:secret@host"}, "not the base URL"),
         ({"model_name": "a/b"}, "model_name"),
+        ({"retention_days": float("inf")}, "retention_days"),
+        ({"retention_days": float("nan")}, "retention_days"),
+        ({"retention_days": 740_000}, "less than or equal to 36500"),
         ({"detector_num_gpus": 1}, "heatmap computes on the CPU"),
         ({"detector_min_replicas": 3, "detector_max_replicas": 2}, "detector_min_replicas"),
     ],
@@ -59,6 +62,34 @@ def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings(database_url="mysql+pymysql://me:secret@db/x")
     assert settings.api_key_list == ["first-secret", "second-secret"]
     assert "secret" not in f"{settings!r} {settings.public()}"
+
+
+@pytest.mark.parametrize("blank", [" ", ",", "\n", " , "], ids=repr)
+def test_keys_that_are_none_are_refused_rather_than_open(monkeypatch: pytest.MonkeyPatch, blank: str) -> None:
+    monkeypatch.setenv("API_KEYS", blank)
+    with pytest.raises(ValidationError, match="it holds no key"):
+        Settings()
+
+
+def test_empty_keys_are_unset_unless_keys_are_required(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compose passes API_KEYS on as it is, unset or not."""
+    monkeypatch.setenv("API_KEYS", "")
+    assert Settings().with_environment_secrets().api_key_list == []
+    monkeypatch.setenv("REQUIRE_API_KEYS", "true")
+    with pytest.raises(ValueError, match="API_KEYS: unset or empty, but REQUIRE_API_KEYS is true"):
+        Settings().with_environment_secrets()
+    monkeypatch.setenv("API_KEYS", "alpha")
+    assert Settings().with_environment_secrets().api_key_list == ["alpha"]
+
+
+def test_detection_in_the_background_has_as_long_as_it_may_take_at_all() -> None:
+    settings = Settings(detection_timeout_s=1)
+    assert settings.background_timeout_s >= settings.hang_limit_s > settings.detection_timeout_s
+
+
+def test_impatient_uploads_make_no_detection_count_as_hung() -> None:
+    assert Settings(detection_timeout_s=0.5).hang_limit_s == Settings().hang_limit_s == 30
+    assert Settings(detection_timeout_s=60).hang_limit_s == 180
 
 
 def test_processes_that_detect_are_told_no_secret() -> None:

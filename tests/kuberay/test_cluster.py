@@ -302,7 +302,6 @@ def test_gateway_that_does_not_answer_is_told(running: Checkout) -> None:
 
 @pytest.mark.parametrize("failing", ["python -m pytest", "python -m evaluation"])
 def test_failed_check_is_told_after_all_of_them(running: Checkout, failing: str) -> None:
-    (running.folder / "evaluation" / "dataset").mkdir(parents=True)
     running.set(failing=failing)
     done = running.run("check.sh", "--evaluate")
     assert done.returncode == 1
@@ -310,11 +309,7 @@ def test_failed_check_is_told_after_all_of_them(running: Checkout, failing: str)
     assert f"integration tests: {'failed' if is_tests else 'passed'}\n" in done.stdout
     assert f"evaluation: {'passed' if is_tests else 'failed'}" in done.stdout
     (evaluation,) = (call for call in running.calls() if call.startswith("python -m evaluation"))
-    assert "--dataset evaluation/dataset --url https://circles.localhost:443 " in evaluation
-
-
-def test_evaluation_without_a_dataset_says_so(running: Checkout) -> None:
-    assert "evaluation: no dataset in evaluation/dataset/" in running.succeed("check.sh", "--evaluate")
+    assert "--url https://circles.localhost:443 " in evaluation
 
 
 def test_dev_stays_until_ctrl_c_and_leaves_the_cluster_alone(running: Checkout) -> None:

@@ -154,8 +154,8 @@ def test_folder_of_the_claim_is_the_users_of_the_image() -> None:
         ("endpoints --k8s", "kuberay/cluster/endpoints.sh"),
         ("k8s-logs", "kuberay/cluster/logs.sh"),
         ("k8s-logs -f", "kuberay/cluster/logs.sh --follow"),
-        ("k8s-logs --context prod", "kuberay/cluster/logs.sh --context prod"),
-        ("deploy prod --context name --yes", "kuberay/cluster/deploy.sh prod --context name --yes"),
+        ("k8s-logs --context prod", "kuberay/cluster/logs.sh --context 'prod'"),
+        ("deploy prod --context name --yes", 'kuberay/cluster/deploy.sh "$@"'),
     ],
 )
 def test_words_lead_to_scripts(words: str, command: str) -> None:

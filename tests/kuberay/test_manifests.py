@@ -188,10 +188,12 @@ def test_overlays_say_which_environment_they_are(overlay: str) -> None:
     ("overlay", "is_open"), [("local", True), ("dev", True), ("stage", False), ("prod", False)], ids=OVERLAYS
 )
 def test_open_by_accident_are_only_those_that_are_for_trying(overlay: str, is_open: bool) -> None:
-    """Elsewhere no ingress pod starts without the secret of the keys."""
+    """Elsewhere no ingress pod starts without the secret of the keys, nor serves with an empty one."""
     container = _group(list(rendered(KUBERAY / "overlays" / overlay)), "ingress")["template"]["spec"]["containers"][0]
     (keys,) = (each for each in container["env"] if each["name"] == "API_KEYS")
     assert keys["valueFrom"]["secretKeyRef"] == {"name": "circles-api-keys", "key": "API_KEYS", "optional": is_open}
+    required = {"name": "REQUIRE_API_KEYS", "value": "true"}  # a secret may be there, and empty
+    assert (required in container["env"]) is not is_open
 
 
 @pytest.mark.parametrize("form", _BESIDE)
