@@ -18,10 +18,10 @@ from serve_app.processes import (
     ROOT,
     LocalProcess,
     LocalServiceError,
-    check_port_is_free,
     free_port,
     free_ports,
     open_directly,
+    take_port,
 )
 
 
@@ -81,7 +81,7 @@ class LocalService(LocalProcess):
         """
         self.check_is_absent()
         for port in (ports.http, ports.grpc, ports.haproxy_stats, ports.haproxy_metrics):
-            check_port_is_free(port)
+            take_port(port)
         self._run_folder.mkdir(parents=True, exist_ok=True)
         replicas = int(environment.get("INGRESS_REPLICAS") or os.environ.get("INGRESS_REPLICAS") or 1)
         replica_ports = free_ports(3 * replicas + 8)
@@ -216,7 +216,7 @@ class LocalModelServer(LocalProcess):
             LocalServiceError: It runs already, a port is taken, or it does not become ready; nothing is left running.
         """
         for port in (http_port, grpc_port):
-            check_port_is_free(port)
+            take_port(port)
         ports = [f"--http_port={http_port}", f"--grpc_port={grpc_port}"]
         self.launch([sys.executable, "-m", "deployments.kserve_model", *ports], {**os.environ, **environment}, ROOT)
         url = f"http://127.0.0.1:{http_port}"

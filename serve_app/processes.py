@@ -199,14 +199,16 @@ def stop_processes(find: Callable[[], list[psutil.Process]]) -> int:
     return len(seen)
 
 
-def check_port_is_free(port: int) -> None:
-    """
+def take_port(port: int) -> None:
+    """Keeps a port, which the caller is about to use, from being one of ``free_ports``.
+
     Raises:
         LocalServiceError: Somebody listens on it; the message says who.
     """
     for connection in psutil.net_connections(kind="tcp"):
         if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port:
             raise LocalServiceError(f"port {port} is taken by {_describe(connection.pid)}")
+    _given_ports.add(port)
 
 
 def _processes_with(mark: str) -> list[psutil.Process]:

@@ -8,6 +8,7 @@ node, or after a while.
 """
 
 import contextlib
+import fcntl
 import os
 import re
 import select
@@ -70,14 +71,17 @@ def _stand_by(pid: int, haproxy: int, node: int, config_path: Path, program: str
         return
     if _newest_path(config_path).read_text(encoding="ascii") != str(pid):
         return  # it was replaced
-    if running_stopgap(config_path) is not None:
-        return  # it had not taken over yet
-    stopgap_config = _stopgap_path(config_path, "cfg")
-    stopgap_config.write_text(_without_socket(config_path.read_text(encoding="utf-8")), encoding="utf-8")
-    ends_at = time.monotonic() + _LONGEST_S
-    command = [program, "-db", "-f", str(stopgap_config)]
-    while _run(command, _stopgap_path(config_path, "pid"), node, ends_at):
-        pass  # whatever killed HAProxy may kill what stands in for it, too
+    with _stopgap_path(config_path, "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return  # another stopgap's, from which it had not taken over yet
+        stopgap_config = _stopgap_path(config_path, "cfg")
+        stopgap_config.write_text(_without_socket(config_path.read_text(encoding="utf-8")), encoding="utf-8")
+        ends_at = time.monotonic() + _LONGEST_S
+        command = [program, "-db", "-f", str(stopgap_config)]
+        while _run(command, _stopgap_path(config_path, "pid"), node, ends_at):
+            pass  # whatever killed HAProxy may kill what stands in for it, too
 
 
 def _run(command: list[str], pid_path: Path, node: int, ends_at: float) -> bool:

@@ -1,5 +1,6 @@
 """HAProxy, started as Serve does, and killed: somebody listens on."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -74,7 +75,8 @@ class Machine:
     def end(self) -> None:
         """Nothing is left."""
         for process in self.processes():
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended since
+                process.kill()
         for node in self.nodes:
             node.wait()
 
@@ -92,7 +94,12 @@ class Machine:
 
     def haproxies(self) -> list[psutil.Process]:
         """Those of them that are HAProxy."""
-        return [each for each in self.processes() if each.name() == "haproxy"]
+        found = []
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended since
+                if process.name() == "haproxy":
+                    found.append(process)
+        return found
 
     def answers(self, answer: str) -> bool:
         """Whether the port says this."""
