@@ -17,6 +17,7 @@ from circles.detectors.rim_network import RimNetworks
 from circles.detectors.runtimes import Calibration
 from circles.detectors.torch_runtime import TorchRuntime
 from training.calibration import calibrate
+from training.checkpoint import OtherRecipeError
 from training.export import write_weights
 from training.mixture import Mixture
 from training.recipes import QUICK, SHIPPED
@@ -33,8 +34,12 @@ console = Console(soft_wrap=True)
 
 def main(
     output: Annotated[
-        Path, typer.Option(help="Folder of checkpoints, logs and weights; training goes on where they stand.")
-    ] = _ROOT / "build" / "training",
+        Path | None,
+        typer.Option(
+            help="Folder of checkpoints, logs and weights; training goes on where they stand. "
+            "Default: build/training, with --quick build/training-quick."
+        ),
+    ] = None,
     data: Annotated[
         Path, typer.Option(help="Folder with coins/train, coins/val, thai_coins and euro_coin_crops, as far as there.")
     ] = _DATASETS,
@@ -51,6 +56,7 @@ def main(
     cv2.setNumThreads(1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     recipes = QUICK if quick else SHIPPED
+    output = output or _ROOT / "build" / ("training-quick" if quick else "training")
     photos, cutouts, held_out = (
         [folder for folder in (data / name for name in names) if folder.is_dir()]
         for names in (("coins/train", "thai_coins"), ("euro_coin_crops",), ("coins/val",))
@@ -60,16 +66,18 @@ def main(
     mixture = Mixture(photos, cutouts, recipes.batch_px, seed)
     validation = Validation(held_out, recipes.scene_count)
 
-    torch.manual_seed(seed)
-    heatmap_task = HeatmapTask(mixture, validation.judge_heatmap)
-    heatmap = train(
-        heatmap_task, replace(recipes.heatmap, seed=seed), output / "heatmap", device, validate_every, console
-    )
+    try:
+        torch.manual_seed(seed)
+        heatmap_task = HeatmapTask(mixture, validation.judge_heatmap)
+        heatmap = train(
+            heatmap_task, replace(recipes.heatmap, seed=seed), output / "heatmap", device, validate_every, console
+        )
+        torch.manual_seed(seed)
+        rim_task = RimTask(RimMixture(mixture, seed), validation.judge_rim)
+        rim = train(rim_task, replace(recipes.rim, seed=seed), output / "rim", device, validate_every, console)
+    except OtherRecipeError as error:
+        raise typer.BadParameter(f"{error}; --output can name another folder") from error
     assert isinstance(heatmap, HeatmapNetwork)
-
-    torch.manual_seed(seed)
-    rim_task = RimTask(RimMixture(mixture, seed), validation.judge_rim)
-    rim = train(rim_task, replace(recipes.rim, seed=seed), output / "rim", device, validate_every, console)
     assert isinstance(rim, RimNetworks)
 
     calibration = calibrate(HeatmapDetector(TorchRuntime(heatmap, rim, Calibration())), list(validation.sets.values()))

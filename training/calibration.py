@@ -20,7 +20,7 @@ def calibrate(detector: HeatmapDetector, sets: Sequence[Sequence[Picture]]) -> C
     """The calibration under which a detection's score is the chance that it matches an object at IoU 0.5.
 
     Args:
-        detector: Its own calibration is not used.
+        detector: Its own calibration says which rims are looked at once more, and nothing else.
         sets: Pictures; each set counts as much as any other.
     """
     rows: list[tuple[float, ...]] = []

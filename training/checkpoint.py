@@ -11,6 +11,10 @@ from torch import nn
 _FILE_NAME = "checkpoint.pt"
 
 
+class OtherRecipeError(Exception):
+    """A checkpoint is of another recipe than the one to go on by."""
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """The parts of a training run that have a state."""
@@ -43,14 +47,14 @@ def load_checkpoint(folder: Path, state: Checkpoint, recipe: dict[str, Any]) -> 
     """Brings the parts to where the folder's checkpoint stands; how many steps that is, 0 when there is none.
 
     Raises:
-        ValueError: It is of another recipe.
+        OtherRecipeError: It is of another recipe.
     """
     path = folder / _FILE_NAME
     if not path.is_file():
         return 0
     content = torch.load(path, map_location="cpu", weights_only=True)
     if content["recipe"] != recipe:
-        raise ValueError(f"{path} was made by another recipe: {content['recipe']}, not {recipe}")
+        raise OtherRecipeError(f"{path} was made by another recipe: {content['recipe']}, not {recipe}")
     state.network.load_state_dict(content["network"])
     state.average.load_state_dict(content["average"])
     state.optimizer.load_state_dict(content["optimizer"])

@@ -87,8 +87,9 @@ def _load(annotated: AnnotatedImage, *, is_tilted: bool) -> Photo:
 
 
 def _shrunk(image: RGBImage, scale: float) -> RGBImage:
-    """By the mean over areas, to whole px."""
-    return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+    """By the mean over areas, to whole px, so not by quite the same factor in both directions."""
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
 
 
 def _inscribed(bbox: BBox) -> Outline:

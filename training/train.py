@@ -48,7 +48,7 @@ def train(
         The network with the averaged weights.
 
     Raises:
-        ValueError: The folder's checkpoint is of another recipe.
+        OtherRecipeError: The folder's checkpoint is of another recipe.
     """
     network = task.network.to(device)
     average = AveragedModel(network, multi_avg_fn=_growing_average(recipe.average_decay), use_buffers=True)

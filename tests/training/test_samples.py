@@ -16,7 +16,7 @@ from training.augment import photograph
 from training.collages import Collages, _paint_sprite
 from training.losses import heatmap_losses
 from training.mixture import Mixture, scene_sample
-from training.photos import load_photos, photo_sample
+from training.photos import _shrunk, load_photos, photo_sample
 from training.rims import RimMixture, _guesses
 from training.samples import Sample, SampleObject, clip_polygon, mosaic, polygon_area, targets_of, with_hidden_parts
 from training.sprites import SPRITE_PX, SPRITE_SPAN, Sprites, load_cutouts
@@ -120,6 +120,15 @@ def test_outlines_of_photographs_shrunk_in_memory_still_fit(tmp_path: Path) -> N
     for drawn, each in zip(scene.objects, photo.objects, strict=True):
         corners = each.outline * enlargement
         assert corners.max(axis=0) == pytest.approx(drawn.outline.points(96).max(axis=0), abs=0.1)
+
+
+@pytest.mark.parametrize("scale", [0.5, 0.4983])
+def test_photographs_are_shrunk_by_what_their_outlines_are_moved_by(scale: float) -> None:
+    image = np.zeros((64, 1003, 3), np.uint8)
+    image[:, 963:] = 255
+    small = _shrunk(image, scale)
+    edge = small.shape[1] - small[0, :, 0].sum() / 255
+    assert edge == pytest.approx(963 * small.shape[1] / 1003, abs=0.05)
 
 
 def test_photograph_sample_moves_boxes_with_the_pixels(scenes: Path) -> None:

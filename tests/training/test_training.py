@@ -16,6 +16,7 @@ from circles.detectors.heatmap import HeatmapDetector
 from circles.detectors.runtimes import OnnxRuntime
 from circles.detectors.torch_runtime import TorchRuntime
 from evaluation.scenes import draw_scene
+from training.checkpoint import OtherRecipeError
 from training.losses import Losses
 from training.train import Recipe, train
 
@@ -87,7 +88,7 @@ def test_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path: Path) ->
 def test_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
     trained(tmp_path)
     other = Recipe(steps=160, learning_rate=0.1, warmup_steps=5, average_decay=0.9, weight_decay=0.0)
-    with pytest.raises(ValueError, match="was made by another recipe"):
+    with pytest.raises(OtherRecipeError, match="was made by another recipe"):
         trained(tmp_path, other)
 
 
@@ -103,6 +104,8 @@ def test_toy_version_improves_survives_a_kill_and_writes_weights(tmp_path: Path)
     process = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
     assert "heatmap: going on at step 50" in process.stdout
+    refused = subprocess.run([*arguments, "--seed", "1"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (refused.returncode, "--output can name another folder" in refused.stderr) == (2, True), refused.stderr
     lines = [json.loads(line) for line in (tmp_path / "heatmap" / "log.jsonl").read_text().splitlines()]
     assert lines[-1]["loss"] < 0.7 * lines[0]["loss"]
     assert lines[-1]["scenes_f1_50"] > lines[0]["scenes_f1_50"] + 0.2
