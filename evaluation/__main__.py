@@ -55,7 +55,7 @@ def main(
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder of the report.")] = None,
     iou: Annotated[
-        list[float] | None, typer.Option(min=0, max=1, help="Overlap from which a detection is right.")
+        list[float] | None, typer.Option(help="Overlap from which a detection is right, above 0 and at most 1.")
     ] = None,
     min_score: Annotated[
         float | None, typer.Option(min=0, max=1, help="Instead of the default of what is measured.")
@@ -112,6 +112,8 @@ def _check_arguments(
         raise typer.BadParameter(f"--detector is one of {', '.join(get_args(DetectorName))}")
     if min_score is not None and min_score < STORE_MIN_SCORE:
         raise typer.BadParameter(f"--min-score is at least {STORE_MIN_SCORE:g}: below that nothing is kept")
+    if not all(0 < each <= 1 for each in [*(iou or []), *(more_ious or [])]):
+        raise typer.BadParameter("--iou is above 0 and at most 1")
     if more_ious and not iou:  # they may stand behind one --iou, as well as behind one each
         raise typer.BadParameter(f"unexpected: {more_ious}")
 

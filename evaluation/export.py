@@ -152,7 +152,7 @@ def labelled_records(client: httpx2.Client, min_score: float | None) -> Iterator
             response = client.get(f"/images/{item['image_id']}/objects", params=parameters)
             found = tuple(detection_of(entry) for entry in response.raise_for_status().json()["objects"])
             file_name = f"{item['image_id']}.{item['media_type'].removeprefix('image/')}"
-            link = str(client.base_url.join(f"/images/{item['image_id']}/content"))
+            link = str(client.build_request("GET", f"/images/{item['image_id']}/content").url)
             yield LabelledImage(file_name, link, item["width"], item["height"], found)
         if page["next_cursor"] is None:
             return
