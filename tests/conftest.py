@@ -5,6 +5,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
@@ -12,6 +13,10 @@ from tests.servers import absent
 from tests.worlds import NAMES, World, opened_world
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
+
+# By default an example that takes 200 ms fails, which on a busy machine any may; pytest has a limit for the whole test.
+hypothesis.settings.register_profile("circles", deadline=None)
+hypothesis.settings.load_profile("circles")
 
 
 def pytest_configure() -> None:

@@ -23,6 +23,7 @@ from typing import NoReturn
 
 import httpx2
 import obstore
+import psutil
 import psycopg
 import pymysql
 import pytest
@@ -30,8 +31,10 @@ from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
 from serve_app.processes import ROOT, free_port
+from tests.processes import has_ended
 
 _START_TIMEOUT_S = 60.0
+_STOP_TIMEOUT_S = 30.0
 
 
 @dataclass
@@ -67,6 +70,7 @@ class Server:
         """Ends it; ``at_once`` by SIGKILL, as a crash would."""
         if self._process is None:
             return
+        children = _children_of(self._process.pid)
         if at_once:
             self._process.kill()
         else:
@@ -77,6 +81,17 @@ class Server:
             self._process.kill()
             self._process.wait()
         self._process = None
+        # They end by themselves; one that is left holds memory that the next start wants for itself.
+        deadline = time.monotonic() + _STOP_TIMEOUT_S
+        while not all(map(has_ended, children)):
+            assert time.monotonic() < deadline, f"not ended within {_STOP_TIMEOUT_S} s: {children}"
+            time.sleep(0.05)
+
+
+def _children_of(pid: int) -> list[psutil.Process]:
+    with contextlib.suppress(psutil.NoSuchProcess):  # it ended by itself
+        return psutil.Process(pid).children(recursive=True)
+    return []
 
 
 def absent(reason: str) -> NoReturn:

@@ -21,6 +21,7 @@ def page(browser: Browser) -> Iterator[Page]:
     said: list[str] = []
     page = browser.new_page()
     page.set_default_timeout(20_000)
+    expect.set_options(timeout=20_000)  # which has a default of its own
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("console", lambda message: said.append(message.text) if "Content Security Policy" in message.text else None)
     yield page

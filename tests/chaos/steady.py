@@ -12,8 +12,6 @@ import httpx2
 
 from tests.pictures import disc_jpeg
 
-_MOST_IN_FLIGHT = 48
-"""Below ``MAX_IN_FLIGHT``: a machine too slow for the rate slows the uploads, and has no cause to refuse one."""
 _ANSWER_S = 60.0
 
 
@@ -40,12 +38,17 @@ class Steady:
 
 
 @contextmanager
-def steady_uploads(url: str, first_seed: int, per_s: float = 10.0) -> Iterator[Steady]:
-    """Uploads at this rate, or as fast as they are answered where that is slower, until left; then waits for each."""
+def steady_uploads(url: str, first_seed: int, per_s: float = 10.0, most_in_flight: int = 48) -> Iterator[Steady]:
+    """Uploads at this rate, or as fast as they are answered where that is slower, until left; then waits for each.
+
+    Args:
+        most_in_flight: Below ``MAX_IN_FLIGHT``: a machine too slow for the rate slows the uploads, and has no cause to
+            refuse one.
+    """
     steady = Steady()
     is_over = Event()
-    with ThreadPoolExecutor(_MOST_IN_FLIGHT + 1) as pool:
-        pacing = pool.submit(_pace, pool, steady, is_over, url, first_seed, per_s)
+    with ThreadPoolExecutor(most_in_flight + 1) as pool:
+        pacing = pool.submit(_pace, pool, steady, is_over, url, first_seed, per_s, most_in_flight)
         try:
             yield steady
         finally:
@@ -55,10 +58,16 @@ def steady_uploads(url: str, first_seed: int, per_s: float = 10.0) -> Iterator[S
 
 
 def _pace(
-    pool: ThreadPoolExecutor, steady: Steady, is_over: Event, url: str, first_seed: int, per_s: float
+    pool: ThreadPoolExecutor,
+    steady: Steady,
+    is_over: Event,
+    url: str,
+    first_seed: int,
+    per_s: float,
+    most_in_flight: int,
 ) -> list[Future[None]]:
     uploads: list[Future[None]] = []
-    room = BoundedSemaphore(_MOST_IN_FLIGHT)
+    room = BoundedSemaphore(most_in_flight)
     start = time.monotonic()
     while not is_over.wait(max(0.0, start + len(uploads) / per_s - time.monotonic())):
         room.acquire()

@@ -153,7 +153,7 @@ def test_a_hundred_slow_clients_hold_nobody_up(service: RunningServe) -> None:
         dribbling.start()
         try:
             wait_until(lambda: len(psutil.net_connections()) > SLOW_CLIENTS)
-            with steady_uploads(service.url, first_seed=1_000_000, per_s=4) as steady:
+            with steady_uploads(service.url, first_seed=1_000_000, per_s=4, most_in_flight=6) as steady:
                 wait_until(lambda: len(steady.answers) >= 40, timeout_s=60)
         finally:
             is_over.set()

@@ -1,5 +1,6 @@
 """What HAProxy answers by itself, while there is nobody behind it, is nothing that a client could misunderstand."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 
@@ -8,7 +9,7 @@ import psutil
 import pytest
 
 from circles.storage.records import image_id_of
-from tests.chaos.kills import kinds_present
+from tests.chaos.kills import kinds_present, wait_for_serves_haproxy
 from tests.pictures import disc_jpeg
 from tests.running import wait_until
 from tests.serving import RunningServe, running_serve
@@ -46,9 +47,11 @@ def test_picture_that_is_there_is_never_said_to_be_absent(service: RunningServe,
     """Until all is back: the picture, or that it cannot be had just now, and when to ask again; or no connection."""
     image_bytes = disc_jpeg(1)
     wait_until(lambda: _is_kept(service, image_bytes))  # what was killed before may not be wholly back
+    wait_for_serves_haproxy(service)
     killed = [process for kind in kinds for process in kinds_present(service)[kind]]
     for process in killed:
-        process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended by itself
+            process.kill()
     url = f"{service.url}/images/{image_id_of(image_bytes)}/content"
     answers = list(answers_until_back(url, lambda: _are_replaced(service, kinds, killed)))
     for answer in answers:

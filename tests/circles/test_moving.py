@@ -124,14 +124,31 @@ def _replace(store: ImageStore, record: ImageRecord, image_bytes: bytes) -> None
     store.save(record.storage_key, image_bytes, HEADER.media_type)
 
 
+HALTING = """
+import signal
+from circles.storage import moving
+from circles.storage.__main__ import cli
+def halting(copy):
+    def steps(*arguments):
+        for count, record in enumerate(copy(*arguments), start=1):
+            yield record
+            if count == {steps}:
+                signal.pause()
+    return steps
+moving.copy_rows, moving.copy_bytes = halting(moving.copy_rows), halting(moving.copy_bytes)
+cli()
+"""
+"""The program, which after so many steps waits for its interruption: else it might be done before that comes."""
+
+
 def copy_with_interruptions(local: Place, source: str, target: str, done: Callable[[], int]) -> None:
     """Interrupted five times while it copies, and then let go on to its end."""
     arguments = ["copy", "--from", source, "--to", target]
     for number in range(5):
         before = done()
-        command = [sys.executable, "-m", "circles.storage", *arguments]
+        command = [sys.executable, "-c", HALTING.format(steps=before + 55), *arguments]
         with subprocess.Popen(command, env=variables(local), stderr=subprocess.DEVNULL) as process:
-            wait_until(partial(_is_beyond, done, before + 20))
+            wait_until(partial(_is_beyond, done, before + 10))
             process.send_signal(signal.SIGKILL if number % 2 else signal.SIGINT)
             assert process.wait(30) != 0
         assert done() < 300

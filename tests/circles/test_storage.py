@@ -26,7 +26,7 @@ from circles.storage.folder import FolderStore
 from circles.storage.images import SERVICE_KEY, new_key
 from circles.storage.lock import DataFolderLock
 from circles.storage.records import RecordBook, image_id_of
-from tests.records import add, found
+from tests.records import HEADER, add, found
 
 
 @pytest.fixture
@@ -114,14 +114,18 @@ def test_locked_database_is_told_in_time_to_all_who_wait(tmp_path: Path) -> None
     holder = pysqlite3.connect(tmp_path / "db.sqlite3", isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
 
-    def attempt(number: int) -> float:
+    def attempt(image_id: str, key: str) -> float:
         start = time.monotonic()
         with pytest.raises(DatabaseUnavailableError):
-            add(book, bytes([number]), found(0.9))
+            book.commit(image_id, key, HEADER, 1, "x.png", found(0.9))
         return time.monotonic() - start
 
+    files = [bytes([number]) for number in range(6)]
+    image_ids = [image_id_of(each) for each in files]
+    # Staged beforehand: what a disk takes for that is no wait for the database.
+    keys = [book.stage(image_id, each, HEADER.media_type) for image_id, each in zip(image_ids, files, strict=True)]
     with ThreadPoolExecutor(6) as pool:
-        waits_s = list(pool.map(attempt, range(6)))
+        waits_s = list(pool.map(attempt, image_ids, keys))
     holder.execute("ROLLBACK")
     holder.close()
     # The queue's wait and SQLite's own: not one after the other for everybody.

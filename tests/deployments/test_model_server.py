@@ -115,7 +115,7 @@ def test_health_answers_and_the_rest_is_batched_while_a_picture_is_computed() ->
         asked = [pool.submit(predict, client) for _ in range(6)]
         assert blocked.has_begun.wait(10)
         for path in ("/v2/health/ready", "/v2/health/live", f"/v2/models/{MODEL}", "/metrics"):
-            assert client.get(path, timeout=3).status_code == 200
+            assert client.get(path, timeout=15).status_code == 200
         wait_until(lambda: all(future.running() for future in asked))
         blocked.release()
         assert [future.result().status_code for future in asked] == [200] * 6

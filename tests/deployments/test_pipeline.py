@@ -27,7 +27,7 @@ FOUND = ((Circle(90, 110, 40), 0.9), (Circle(220, 130, 50), 0.4), (Circle(20, 20
 
 @contextmanager
 def service(folder: Path, detector: GatedDetector, **changes: Any) -> Iterator[RunningApi]:
-    changes = {"detection_timeout_s": 0.3, "reconcile_period_s": 0.2, **changes}
+    changes = {"detection_timeout_s": 30, "reconcile_period_s": 0.2, **changes}
     with running_api(settings_in(folder, **changes), detector) as api:
         yield api
 
@@ -60,7 +60,7 @@ def test_scores_floor_and_threshold(tmp_path: Path) -> None:
 @pytest.mark.parametrize("way", ["too slow", "absent"])
 def test_detector_that_does_not_answer_means_pending_and_done_later(tmp_path: Path, way: str) -> None:
     detector = GatedDetector(FixedDetector(*FOUND))
-    with service(tmp_path, detector, min_score=0.3) as api:
+    with service(tmp_path, detector, min_score=0.3, detection_timeout_s=0.3) as api:
         if way == "absent":
             detector.is_absent = True
         else:
@@ -109,10 +109,7 @@ def test_detecting_again_in_vain_keeps_what_was_known(tmp_path: Path) -> None:
 
 def test_health_answers_while_the_database_is_locked(tmp_path: Path) -> None:
     """With more uploads waiting for the database than there are threads to wait in."""
-    with (
-        service(tmp_path, GatedDetector(FixedDetector(*FOUND)), detection_timeout_s=30) as api,
-        ThreadPoolExecutor(50) as pool,
-    ):
+    with service(tmp_path, GatedDetector(FixedDetector(*FOUND))) as api, ThreadPoolExecutor(50) as pool:
         with api.services.database._writing():
             uploads = [pool.submit(upload, api, disc_jpeg(seed)) for seed in range(50)]
             wait_until(lambda: api.services.admission.in_flight >= 45)
@@ -152,7 +149,7 @@ def test_picture_over_which_the_detector_stumbles_fails_alone(tmp_path: Path) ->
 
 def test_more_uploads_than_allowed_are_refused_quickly(tmp_path: Path) -> None:
     detector = GatedDetector(FixedDetector(*FOUND))
-    with service(tmp_path, detector, max_in_flight=3, detection_timeout_s=30) as api, ThreadPoolExecutor(3) as pool:
+    with service(tmp_path, detector, max_in_flight=3) as api, ThreadPoolExecutor(3) as pool:
         detector.close_gate()
         waiting = [pool.submit(upload, api, disc_jpeg(seed)) for seed in range(3)]
         wait_until(lambda: detector.calls == 3)
@@ -226,7 +223,7 @@ def posting(api: RunningApi, path: str, image_bytes: bytes) -> Iterator[None]:
 def test_client_that_goes_away_does_not_stop_its_upload(tmp_path: Path) -> None:
     detector = GatedDetector(FixedDetector(*FOUND))
     image_bytes = disc_jpeg(1)
-    with service(tmp_path, detector, detection_timeout_s=30) as api:
+    with service(tmp_path, detector) as api:
         detector.close_gate()
         with posting(api, "/images/", image_bytes):
             wait_until(lambda: detector.calls == 1)
@@ -388,7 +385,8 @@ def test_unforeseen_error_is_one_log_line_and_no_traceback_for_the_client(
 
 
 def test_a_second_service_on_the_same_folder_is_refused(tmp_path: Path) -> None:
-    second = service(tmp_path, GatedDetector(FixedDetector()))
+    # It waits as long as the first one may take to go; here that is short.
+    second = service(tmp_path, GatedDetector(FixedDetector()), detection_timeout_s=0.3)
     with (
         service(tmp_path, GatedDetector(FixedDetector())),
         pytest.raises(DataFolderLockedError, match='"holder": "a test"'),

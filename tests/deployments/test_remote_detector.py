@@ -219,10 +219,10 @@ def test_nobody_there() -> None:
 
 def test_nobody_waits_without_limit() -> None:
     with scripted() as (endpoint, url):
-        endpoint.delays_s.append(2)
+        endpoint.delays_s.append(10)
         start = time.monotonic()
         error = failure(url, model_server_timeout_s=0.5)
-        assert time.monotonic() - start < 1.5
+        assert time.monotonic() - start < 10
     assert isinstance(error, DetectorUnavailableError)
     assert "within 0.5 s" in error.detail
 
@@ -279,9 +279,9 @@ def test_upload_is_pending_while_the_endpoint_is_away_and_done_when_it_is_back(t
 
 def test_endpoint_that_starts_from_zero_gets_the_patience_that_uploads_do_not(tmp_path: Path) -> None:
     with scripted() as (endpoint, url):
-        endpoint.delays_s.extend([1.5, 1.5])
+        endpoint.delays_s.extend([5, 5])
         settings = settings_in(
-            tmp_path, model_server_url=url, detection_timeout_s=0.3, model_server_timeout_s=20, min_score=0.1
+            tmp_path, model_server_url=url, detection_timeout_s=1, model_server_timeout_s=20, min_score=0.1
         )
         with running_api(settings, RemoteDetector(settings)) as api:
             response = api.client.post("/images/", files={"file": disc_jpeg(1)})

@@ -16,7 +16,7 @@ from tests.kuberay.manifests import Manifest, find
 from tests.kuberay.mesh import Answer, Door, RunningMesh, running_mesh
 from tests.kuberay.resources import seconds
 
-TIME_SCALE = 1 / 200
+TIME_SCALE = 1 / 50
 BUCKET = 5
 """Requests that a rate limit lets through, as long as the tests run."""
 MODEL = "circle-detector"

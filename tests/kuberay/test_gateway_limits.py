@@ -108,7 +108,8 @@ def test_application_that_hangs_is_given_up_at_the_timeout(mesh: RunningMesh) ->
         for asked, (status, took_s) in zip(timeouts, pool.map(took, timeouts), strict=True):
             expected_s = timeouts[asked] * TIME_SCALE
             assert status == 504, asked
-            assert 0.9 * expected_s <= took_s < expected_s + 1, asked  # timers are some milliseconds coarse
+            # Timers are some milliseconds coarse, and no slack makes one timeout of another.
+            assert 0.9 * expected_s <= took_s < expected_s + 3, asked
     started = time.monotonic()
     with called(door) as call, pytest.raises(grpc.RpcError, match="upstream request timeout"):
         call("ServerLive", messages.ServerLiveRequest())

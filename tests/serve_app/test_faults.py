@@ -22,12 +22,14 @@ from tests.pictures import disc_jpeg
 from tests.running import wait_until
 from tests.serving import RunningServe, running_serve
 
-pytestmark = [pytest.mark.serve, pytest.mark.control]
+pytestmark = [pytest.mark.serve, pytest.mark.control, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServe]:
-    with running_serve(tmp_path_factory.mktemp("serve")) as service:
+    # Patience for the largest picture, and less than that of a client.
+    settings = {"DETECTOR_MAX_REPLICAS": "1", "DETECTION_TIMEOUT_S": "40"}
+    with running_serve(tmp_path_factory.mktemp("serve"), **settings) as service:
         yield service
 
 

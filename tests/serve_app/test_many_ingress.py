@@ -18,7 +18,7 @@ from tests.running import wait_until
 from tests.serving import RunningServe, running_serve
 from tests.worlds import Place, World, opened_world
 
-pytestmark = [pytest.mark.serve, pytest.mark.control]
+pytestmark = [pytest.mark.serve, pytest.mark.control, pytest.mark.timeout(300)]
 
 _REPLICAS = 3
 

@@ -1,5 +1,6 @@
 """The comparison of the ways to the detector."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +12,16 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 @pytest.mark.serve
 @pytest.mark.control
+@pytest.mark.timeout(300)
 def test_ways_are_compared() -> None:
     command = [sys.executable, "-m", "serve_app.protocols", "docs/coins.jpg", "--rounds", "2"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    lines = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            output, errors = process.communicate(timeout=200)
+        finally:
+            process.send_signal(signal.SIGINT)  # where it has not ended: it stops its Serve, which a kill would leave
+    assert process.returncode == 0, errors[-3000:]
+    lines = [line for line in output.splitlines() if line.startswith("| ")]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     sent = {row[0]: int(row[1].replace(",", "")) for row in rows[1:]}
     size = (ROOT / "docs" / "coins.jpg").stat().st_size

@@ -15,6 +15,8 @@ import pytest
 
 from serve_app.processes import MARK, free_port
 
+pytestmark = pytest.mark.timeout(300)
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 WORDS = {
     "setup": {"install-deps", "check-deps", "lock", "proto", "api-key"},
