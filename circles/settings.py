@@ -328,7 +328,7 @@ class Settings(BaseSettings):
     def background_timeout_s(self) -> float:
         """How long a detection may take that nobody waits for: while it may go on, it is not begun anew."""
         if self.model_server_url is None:
-            return self.hang_limit_s
+            return 2 * self.hang_limit_s  # a picture that hangs is tried twice; another's run may come first
         return max(self.detection_timeout_s, self.model_server_timeout_s)
 
     @property
@@ -356,7 +356,10 @@ class Settings(BaseSettings):
             ValueError: The environment lacks one that was there where these settings were read, or keys that are
                 required; or they do not fit what the other settings are.
         """
-        known = self.model_dump(exclude={*(_NOT_TO_BE_REPEATED - self._arguments)})
+        left_out = {*(_NOT_TO_BE_REPEATED - self._arguments)}
+        if not self.require_api_keys:  # there; here they may be
+            left_out.add("require_api_keys")
+        known = self.model_dump(exclude=left_out)
         settings = type(self).model_validate(known)
         lacking = ", ".join(sorted(self._environment_secrets - settings.model_fields_set)).upper()
         if lacking:

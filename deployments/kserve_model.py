@@ -96,15 +96,15 @@ def main(
 ) -> None:
     """Serve the detector by the V1 and V2 inference protocols.
 
-    Everything else is told by the environment variables that the service reads, too; but for API_KEYS: who may ask is
-    the business of the gateway in front.
+    Everything else is told by the environment variables that the service reads, too; but for API_KEYS and
+    REQUIRE_API_KEYS: who may ask is the business of the gateway in front.
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     try:
         settings = Settings() if model_name is None else Settings(model_name=model_name)
     except ValidationError as error:
         raise SystemExit(f"error: {why_refused(error)}") from error
-    if settings.api_key_list:
+    if settings.api_key_list or settings.require_api_keys:
         logger.warning("API_KEYS is not heeded here: anybody who reaches this server may use it, and unload its model")
     model = CircleModel(settings)
     try:

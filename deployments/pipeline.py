@@ -75,17 +75,16 @@ class ImagePipeline:
             self._on_pending()
         return Uploaded(record, is_new)
 
-    async def detect_again(self, image_id: str) -> ImageRecord:
+    async def detect_again(self, record: ImageRecord) -> ImageRecord:
         """Detects anew in a stored picture and replaces what was known.
 
         Raises:
-            NotFoundError: There is no such image.
+            NotFoundError: The image was deleted meanwhile.
             ImageError, DetectionFailedError, DetectorUnavailableError: Nothing was detected; what was known stays.
             UnavailableError: Storage or database are away.
         """
-        record = await in_thread(self._book.get, image_id)
         await self.finish(record, self._settings.detection_timeout_s)
-        return await in_thread(self._book.get, image_id)
+        return await in_thread(self._book.get, record.image_id)
 
     async def finish(self, record: ImageRecord, timeout_s: float) -> None:
         """Detects in a stored picture and writes down what was found; raises as ``detect_again``.

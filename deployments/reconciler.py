@@ -50,8 +50,8 @@ class Reconciler:
             while True:
                 self._wakeup.clear()
                 try:
+                    self._gauges.set(await in_thread(self._book.backlog))  # also where none can be claimed
                     await self._take_up(pipeline)
-                    self._gauges.set(await in_thread(self._book.backlog))
                 except CirclesError as error:
                     logger.warning("the reconciler waits: %s", error.detail)
                 await self._rest()

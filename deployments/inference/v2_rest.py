@@ -69,7 +69,7 @@ class InferBody(BaseModel):
 
     id: str | None = None
     parameters: Parameters = {}
-    inputs: list[InputTensor] = Field(min_length=1, max_length=1)
+    inputs: list[InputTensor] = Field(max_length=2, fail_fast=True)  # of which one is refused below, in our words
     outputs: list[RequestedOutput] | None = Field(None, max_length=len(TENSORS))
 
 
@@ -113,6 +113,7 @@ def read_request(body: bytes, header_length: str | None, max_image_bytes: int) -
         parsed = InferBody.model_validate_json(head)
     except ValidationError as error:
         raise InferenceInputError(told(error)) from error
+    check_inputs(len(parsed.inputs))
     (tensor,) = parsed.inputs
     size = tensor.parameters.get("binary_data_size")
     if size is None:

@@ -176,7 +176,7 @@ async def get_content(
     # A name of ours: what the client called it is in the image's JSON, and nowhere else.
     suffix = record.media_type.removeprefix("image/")
     headers["Content-Disposition"] = f'inline; filename="{record.image_id[:16]}.{suffix}"'
-    if is_head(request.scope):
+    if is_head(request.scope):  # what the row says; whether the bytes are there, GET finds out
         return Response(media_type=record.media_type, headers=headers)
     pieces = await in_thread(services.book.stream, record)
     return StreamingResponse(pieces, media_type=record.media_type, headers=headers)
@@ -220,7 +220,7 @@ async def _detect_again(services: Services, image_id: str) -> ImageRecord:
     record = await in_thread(services.book.get, image_id)
     with services.admission.work() as slot:
         slot.hold(record.size_bytes)
-        return await services.pipeline.detect_again(image_id)
+        return await services.pipeline.detect_again(record)
 
 
 async def _batch_results(

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -175,6 +177,26 @@ main()
 """
     with pytest.raises(WeightsError, match="told to be damaged"):
         GuardedDetector(Settings(detector="hough"), (sys.executable, "-c", program))
+
+
+def test_process_that_is_being_started_is_not_one_that_cannot_be(deadly: GuardedDetector, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    program = f"""
+import pathlib, runpy, time
+while not pathlib.Path({str(gate)!r}).exists():
+    time.sleep(0.01)
+runpy.run_module({deadly_process.__name__!r}, run_name="__main__")
+"""
+    process_of(deadly).kill()
+    deadly._program = (sys.executable, "-c", program)
+    with ThreadPoolExecutor(1) as pool:
+        detecting = pool.submit(deadly.detect, [picture(20)])
+        try:
+            wait_until(lambda: deadly._process is None)
+            deadly.check()
+        finally:
+            gate.touch()
+        assert isinstance(detecting.result()[0], ImageDetections)
 
 
 def test_process_that_cannot_be_started_is_told_and_tried_again(deadly: GuardedDetector) -> None:

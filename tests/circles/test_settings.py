@@ -74,8 +74,11 @@ def test_keys_that_are_none_are_refused_rather_than_open(monkeypatch: pytest.Mon
 def test_empty_keys_are_unset_unless_keys_are_required(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compose passes API_KEYS on as it is, unset or not."""
     monkeypatch.setenv("API_KEYS", "")
-    assert Settings().with_environment_secrets().api_key_list == []
+    settings = Settings()
+    assert settings.with_environment_secrets().api_key_list == []
     monkeypatch.setenv("REQUIRE_API_KEYS", "true")
+    with pytest.raises(ValueError, match="REQUIRE_API_KEYS is true"):  # also where the application was built without
+        settings.with_environment_secrets()
     with pytest.raises(ValueError, match="API_KEYS: unset or empty, but REQUIRE_API_KEYS is true"):
         Settings().with_environment_secrets()
     monkeypatch.setenv("API_KEYS", "alpha")
@@ -84,7 +87,7 @@ def test_empty_keys_are_unset_unless_keys_are_required(monkeypatch: pytest.Monke
 
 def test_detection_in_the_background_has_as_long_as_it_may_take_at_all() -> None:
     settings = Settings(detection_timeout_s=1)
-    assert settings.background_timeout_s >= settings.hang_limit_s > settings.detection_timeout_s
+    assert settings.background_timeout_s >= 2 * settings.hang_limit_s > settings.detection_timeout_s
 
 
 def test_impatient_uploads_make_no_detection_count_as_hung() -> None:

@@ -13,7 +13,8 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2 as kserve_messages
 
 from circles.errors import InferenceInputError
 from deployments.inference import open_inference_pb2 as messages
-from deployments.inference.v2_rest import read_request, split_elements
+from deployments.inference.requests import TENSORS
+from deployments.inference.v2_rest import join_elements, read_request, split_elements
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FOLDER = Path("deployments") / "inference"
@@ -45,6 +46,22 @@ def test_fields_have_the_protocols_numbers_and_types(name: str) -> None:
 
 
 TENSOR = {"name": "image", "shape": [1], "datatype": "BYTES", "data": ["YQ=="]}
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        pytest.param({**TENSOR, "shape": [64], "data": ["YQ=="] * 64}, id="[N]"),
+        pytest.param({**TENSOR, "shape": [64, 1], "data": [["YQ=="]] * 64}, id="[N, 1]"),
+    ],
+)
+def test_a_request_may_have_64_pictures_and_ask_for_all_outputs(tensor: dict[str, Any]) -> None:
+    body = {"inputs": [tensor], "outputs": [{"name": name} for name in TENSORS]}
+    assert len(read_request(json.dumps(body).encode(), None, max_image_bytes=1000).request.images) == 64
+
+
+def test_64_elements_are_split() -> None:
+    assert split_elements(join_elements([b"a"] * 64)) == [b"a"] * 64
 
 
 def refusal(**body: Any) -> str:

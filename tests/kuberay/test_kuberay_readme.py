@@ -20,7 +20,8 @@ def test_links_and_paths_lead_somewhere() -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)", README)
     anchors = re.findall(r"\]\((?!https?:)[^)#]*#([^)]+)\)", README)
     assert [link for link in links if not (KUBERAY / link).exists()] == []
-    headings = README + (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    others = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+    headings = README + "".join(path.read_text(encoding="utf-8") for path in others)
     known = {_anchor(heading) for heading in re.findall(r"^#+ (.*)$", headings, re.MULTILINE)}
     assert set(anchors) <= known
     paths = re.findall(r"(?<![\w/.])(kuberay/[\w./-]*\w)", README)

@@ -89,8 +89,8 @@ def test_bad_v1_bodies(server: InferenceServer, body: Any, reason: str) -> None:
     ("body", "reason"),
     [
         pytest.param({}, "inputs: Field required", id="no inputs"),
-        pytest.param({"inputs": []}, "inputs: List should have at least 1 item", id="empty list"),
-        pytest.param({"inputs": [tensor(text(GOOD))] * 2}, "inputs: List should have at most 1 item", id="two inputs"),
+        pytest.param({"inputs": []}, "0 inputs; one is expected", id="empty list"),
+        pytest.param({"inputs": [tensor(text(GOOD))] * 2}, "2 inputs; one is expected", id="two inputs"),
         pytest.param({"inputs": [tensor()]}, "0 instances", id="no elements"),
         pytest.param({"inputs": [tensor(text(GOOD), name="x")]}, "input 'x'", id="other name"),
         pytest.param({"inputs": [tensor(1.5, datatype="FP32")]}, "instance 0", id="other datatype"),

@@ -9,7 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from serve_app.processes import MARK, LocalProcess, free_port, free_ports, open_directly
+from serve_app import processes
+from serve_app.processes import MARK, LocalProcess, free_port, free_ports, open_directly, take_port
 from tests.fakes import FixedDetector, GatedDetector
 from tests.running import running_api, settings_in, wait_until
 
@@ -23,6 +24,14 @@ def test_a_proxy_of_the_environment_is_passed_by(tmp_path: Path, monkeypatch: py
         open_directly(f"{api.url}/health", timeout=10) as response,
     ):
         assert response.status == 200
+
+
+def test_port_that_is_taken_is_given_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    monkeypatch.setattr(processes, "_given_ports", set())
+    take_port(port)
+    monkeypatch.setattr(processes, "_PORTS", range(port - 50, port + 51))  # all of them are tried
+    assert port not in {free_port() for _ in range(70)}
 
 
 def test_rays_processes_do_not_build_a_parser_that_nobody_needs() -> None:
