@@ -15,6 +15,7 @@ from tests.security.conftest import KEY, OTHER_KEY, RATE_PER_HOUR, Guarded
 pytestmark = pytest.mark.serve
 
 LOOPBACK = ("127.0.0.1", "::1")
+EVERYWHERE = ("0.0.0.0", "::")
 INTERNAL = [
     # What Ray's processes and Serve's replicas ask each other; with the cluster's token.
     *("/ray.rpc.NodeInfoGcsService/GetAllNodeInfo", "/ray.rpc.NodeManagerService/GetNodeStats"),
@@ -46,26 +47,28 @@ def test_all_that_answers_without_a_token_is_on_loopback(guarded: Guarded) -> No
     assert {ip for ip, _ in proxies} <= set(LOOPBACK)
     dashboard = int(str(guarded.serve.local.running().dashboard_url).rsplit(":", 1)[1])
     assert [ip for ip, port, _ in listeners if port == dashboard] == ["127.0.0.1"]
-    replicas = [ip for ip, port, program in listeners if "ServeReplica" in program and _http(port, "/health")]
+    replicas = [
+        ip
+        for ip, port, program in listeners
+        if "ServeReplica" in program and _http(f"127.0.0.1:{port}", "/health") is not None
+    ]
     assert replicas == ["127.0.0.1"]
 
 
 def test_what_other_machines_reach_wants_a_token(guarded: Guarded) -> None:
     """Ray has no setting that keeps the ports of its own processes on loopback."""
-    exposed = [(port, program) for ip, port, program in guarded.listeners() if ip not in LOOPBACK]
+    exposed = [listener for listener in guarded.listeners() if listener[0] not in LOOPBACK]
     assert len(exposed) > 5
-    for port, program in exposed:
-        metrics = _http(port, "/metrics")
-        if metrics is not None:  # of Ray itself, whatever is asked
+    for ip, port, program in exposed:
+        address = f"{'127.0.0.1' if ip in EVERYWHERE else ip}:{port}"
+        over_http = [_http(address, path) for path in ("/metrics", "/api/serve/applications/")]
+        if any(each is not None for each in over_http):  # of Ray's agents: one says its metrics whatever is asked
             assert "dashboard" in program.lower() or "monitor.py" in program
-            other = _http(port, "/api/serve/applications/")
-            assert other is not None
-            assert list(text_string_to_metric_families(metrics))  # raises where it is something else
-            assert list(text_string_to_metric_families(other))
+            assert all(each is not None and (each.status_code == 401 or _is_metrics(each)) for each in over_http)
             continue
-        answers = {_status(f"127.0.0.1:{port}", method) for method in INTERNAL}
-        assert grpc.StatusCode.UNAUTHENTICATED in answers, (port, program, answers)
-        assert answers <= {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED}, (port, program, answers)
+        answers = {_status(address, method) for method in INTERNAL}
+        assert grpc.StatusCode.UNAUTHENTICATED in answers, (address, program, answers)
+        assert answers <= {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED}, (address, program, answers)
 
 
 def test_the_control_port_wants_a_token(guarded: Guarded) -> None:
@@ -111,9 +114,16 @@ def test_addresses_cannot_be_made_up(guarded: Guarded) -> None:
         assert client.get("/images/", headers={"X-API-Key": KEY}).status_code == 200
 
 
-def _http(port: int, path: str) -> str | None:
+def _is_metrics(answer: httpx2.Response) -> bool:
+    try:
+        return bool(list(text_string_to_metric_families(answer.text)))
+    except ValueError:
+        return False
+
+
+def _http(address: str, path: str) -> httpx2.Response | None:
     """What is answered over HTTP; None where another protocol is spoken."""
     try:
-        return httpx2.get(f"http://127.0.0.1:{port}{path}", timeout=5).text
+        return httpx2.get(f"http://{address}{path}", timeout=5)
     except httpx2.TransportError:
         return None
