@@ -61,10 +61,13 @@ def test_what_other_machines_reach_wants_a_token(guarded: Guarded) -> None:
     assert len(exposed) > 5
     for ip, port, program in exposed:
         address = f"{'127.0.0.1' if ip in EVERYWHERE else ip}:{port}"
-        over_http = [_http(address, path) for path in ("/metrics", "/api/serve/applications/")]
-        if any(each is not None for each in over_http):  # of Ray's agents: one says its metrics whatever is asked
-            assert "dashboard" in program.lower() or "monitor.py" in program
-            assert all(each is not None and (each.status_code == 401 or _is_metrics(each)) for each in over_http)
+        paths = ("/metrics", "/api/serve/applications/")
+        over_http = [answer for path in paths if (answer := _http(address, path)) is not None]
+        if over_http:
+            assert len(over_http) == len(paths), (address, program)
+            if any(answer.status_code != 401 for answer in over_http):  # Ray's agents tell metrics, whatever is asked
+                assert "dashboard" in program.lower() or "monitor.py" in program
+                assert all(map(_is_metrics, over_http))
             continue
         answers = {_status(address, method) for method in INTERNAL}
         assert grpc.StatusCode.UNAUTHENTICATED in answers, (address, program, answers)
