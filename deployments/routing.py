@@ -15,7 +15,8 @@ class FewestOutstandingRouter(FIFOMixin, RequestRouter):
     """The one that has the fewest pictures of this ingress replica, in work or waiting; by chance among equals.
 
     Serve's own choice goes by what replicas say of their queues when they accept a request. Over gRPC that comes with
-    the answer: it is as old as the request was long, so that one replica gets all there is while another runs dry.
+    the answer: it is as old as the request was long, so that one replica gets all there is while another runs dry. And
+    what one says when it is asked, at its start, counts others' pictures, and not those that are on their way.
 
     A replica has a few at most. What else there is waits here, first come, first served, and a replica that starts in a
     burst has its share of it at once: what was sent to another one would stay there.
@@ -36,10 +37,10 @@ class FewestOutstandingRouter(FIFOMixin, RequestRouter):
         candidate_replicas: list[RunningReplica],  # noqa: ARG002 - others may be there when there is room
         pending_request: PendingRequest | None = None,  # noqa: ARG002 - all pictures are alike
     ) -> list[list[RunningReplica]]:
-        """All that have room, as soon as one has; the base class takes the one with the shortest queue that it knows
-        of: the first of several.
+        """As soon as one has room, those that have the fewest; then the others that have room, for Serve to turn to
+        where none of the first ones answers or accepts.
 
-        It adds one to a queue when it sends, and asks a replica of which it knows nothing, or nothing since 10 s.
+        The base class asks a replica of which it knows nothing, or nothing since 10 s.
         """
         async with self._turn:
             await asyncio.sleep(0)  # whoever chose before sends, and is counted, in a step of the loop of its own
@@ -49,7 +50,11 @@ class FewestOutstandingRouter(FIFOMixin, RequestRouter):
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_LOOK_AGAIN_S):
                         await self._may_have_room.wait()
-        return [random.sample(replicas, len(replicas))]
+        counts = [self._outstanding[replica.replica_id] for replica in replicas]
+        ranks: tuple[list[RunningReplica], list[RunningReplica]] = ([], [])
+        for replica, count in zip(replicas, counts, strict=True):
+            ranks[count > min(counts)].append(replica)
+        return [random.sample(rank, len(rank)) for rank in ranks]
 
     def _replicas_with_room(self) -> list[RunningReplica]:
         """Of one that nothing was heard of for 10 s the base class asks how much it has, whatever was counted here."""
