@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from circles.detection import Detection, DetectorInfo, suppress_duplicates
-from circles.detectors.rim import REACHES, fit, unroll
+from circles.detectors.rim import CUT_DOUBTS, DOUBTS, REACHES, fit, unroll
 from circles.detectors.runtimes import STRIDE_PX, Array, Runtime
 from circles.detectors.tiles import Area, Tile, areas_of, is_seen_whole, tiles
 from circles.geometry import BBox, Circle, Ellipse, FloatArray
@@ -168,7 +168,7 @@ def place_rims(
     scores: list[float] = []
     for start in range(0, len(guesses), _WIDE_LOOKS):
         part = slice(start, start + _WIDE_LOOKS)
-        ellipses, logits = _place(runtime, image, guesses[part], _WIDE)
+        ellipses, logits = _place(runtime, image, guesses[part], _WIDE, DOUBTS[_WIDE])
         parts_cut = [ellipse.part_outside(width, height) for ellipse in ellipses]
         part_scores = list(map(runtime.calibration.score, heat_logits[part], logits, parts_cut))
         placed += ellipses
@@ -179,15 +179,15 @@ def place_rims(
     likely = [index for index, score in enumerate(scores) if score >= _NEAR_LOOK_FROM]
     likely = sorted(sorted(likely, key=lambda index: -scores[index])[:_MAX_NEAR_LOOKS])
     cut = [index for index in likely if placed[index].part_outside(width, height) > 0]
-    for look, indexes in ((_WIDE, cut), (_NEAR, likely)):
-        again, _ = _place(runtime, image, [placed[index] for index in indexes], look)
+    for look, doubts, indexes in ((_WIDE, CUT_DOUBTS, cut), (_NEAR, DOUBTS[_NEAR], likely)):
+        again, _ = _place(runtime, image, [placed[index] for index in indexes], look, doubts)
         for index, ellipse in zip(indexes, again, strict=True):
             placed[index] = ellipse
     return [e if _is_sane(e, g) else g for e, g in zip(placed, guesses, strict=False)], round_logits
 
 
 def _place(
-    runtime: Runtime, image: RGBImage, guesses: Sequence[Ellipse], look: int
+    runtime: Runtime, image: RGBImage, guesses: Sequence[Ellipse], look: int, doubts: Sequence[float]
 ) -> tuple[list[Ellipse], list[float]]:
     if not guesses:
         return [], []
@@ -196,7 +196,7 @@ def _place(
         runtime.rims(strips[start : start + _STRIP_BATCH], look) for start in range(0, len(strips), _STRIP_BATCH)
     ]
     rim_logits, round_logits = (np.concatenate(each) for each in zip(*answers, strict=True))
-    return fit(guesses, rim_logits, look), round_logits.tolist()
+    return fit(guesses, strips, rim_logits, REACHES[look], doubts), round_logits.tolist()
 
 
 def _guess(proposal: Detection, width: int, height: int) -> Ellipse:

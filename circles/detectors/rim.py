@@ -37,13 +37,16 @@ _MAX_SIDE_PX = 32_000  # of what cv2.remap reads
 _WINDOWS = (0.3, 0.2, 0.12, 0.08, 0.05)
 """How far the rim may lie from where it is thought to be, one standard deviation, from fit to fit; in reaches."""
 _LEAST_DEVIATION = 0.02  # of the rim on a ray, in reaches: a third of a step
-_DOUBTS = ((0.05, 0.05, 0.05, 0.05, 0.25), (0.02, 0.02, 0.02, 0.02, 0.02))
+DOUBTS = ((0.05, 0.05, 0.05, 0.05, 0.25), (0.02, 0.02, 0.02, 0.02, 0.02))
 """How wrong a guess may be at a wide look and at a near one, one standard deviation of dx, dy, dr, e and f, in parts of
 the radius.
 
 The first guess is mostly an ellipse in a box, which the heat map places well; of a tilt between the axes a box says
 nothing.
 """
+
+CUT_DOUBTS = (0.4, 0.4, 0.4, 0.4, 0.4)
+"""Likewise where the picture's border cuts a thing: of what lies beyond the heat map knows little."""
 
 Strips = NDArray[np.uint8]
 """(N, rays, steps, 4): RGB, and 255 where the place lies in the picture."""
@@ -77,20 +80,27 @@ def unroll(image: RGBImage, guesses: Sequence[Ellipse], reach: float) -> Strips:
     return strips
 
 
-def fit(guesses: Sequence[Ellipse], logits: NDArray[np.float32], look: int) -> list[Ellipse]:
+def fit(
+    guesses: Sequence[Ellipse],
+    strips: Strips,
+    logits: NDArray[np.float32],
+    reach: float,
+    doubts: Sequence[float],
+) -> list[Ellipse]:
     """The guesses moved onto their rims.
 
     Args:
-        look: Which one it was: index into ``REACHES``.
+        strips: What was looked at. Where it lies beyond the picture's border no rim is seen, whatever the logits say.
         logits: (N, rays, steps): log-odds, up to a constant for each ray, that the rim lies at the step.
+        reach: Of the strips, as ``unroll`` was told.
+        doubts: How wrong the guesses may be, as ``DOUBTS`` says.
     """
     if not guesses:
         return []
     # In single precision, which halves the time and moves no rim by a thousandth of a reach.
     likelihoods = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    likelihoods /= likelihoods.sum(axis=-1, keepdims=True)
-    reach = REACHES[look]
-    prior = np.diag((np.array(_DOUBTS[look]) / reach) ** -2)
+    likelihoods *= (strips[..., 3] > 0) / likelihoods.sum(axis=-1, keepdims=True)
+    prior = np.diag((np.array(doubts) / reach) ** -2)
     moves = np.zeros((len(guesses), 5))  # in reaches
     for window in _WINDOWS:
         # Of each ray's likelihood only what lies about the rim so far counts: seen through a Gaussian window, whose own

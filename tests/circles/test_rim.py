@@ -4,7 +4,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from circles.detectors.rim import PLACES, RAY_COUNT, REACHES, STEP_COUNT, UNIT_CIRCLE, axes_of, fit, unroll
+from circles.detectors.rim import (
+    CUT_DOUBTS,
+    DOUBTS,
+    PLACES,
+    RAY_COUNT,
+    REACHES,
+    STEP_COUNT,
+    UNIT_CIRCLE,
+    axes_of,
+    fit,
+    unroll,
+)
 from circles.geometry import Ellipse, FloatArray
 from evaluation.scenes import PLAIN, draw_scene
 
@@ -27,6 +38,11 @@ def sure_logits(truth: Ellipse, guess: Ellipse) -> NDArray[np.float32]:
     return logits
 
 
+def all_inside() -> NDArray[np.uint8]:
+    """The strip of a guess, no part of which lies beyond the picture's border."""
+    return np.full((1, RAY_COUNT, STEP_COUNT, 4), 255, np.uint8)
+
+
 @pytest.mark.parametrize(
     "guess",
     [
@@ -40,7 +56,7 @@ def test_fit_finds_the_rim_that_the_rays_see(guess: Ellipse) -> None:
     truth = Ellipse(100, 80, 42, 31, 0.4)
     found = guess
     for _ in range(4):
-        (found,) = fit([found], sure_logits(truth, found), 0)
+        (found,) = fit([found], all_inside(), sure_logits(truth, found), REACHES[0], DOUBTS[0])
     np.testing.assert_allclose(found.bbox().as_tuple(), truth.bbox().as_tuple(), atol=0.05)
     np.testing.assert_allclose(found.circle().radius, truth.circle().radius, atol=0.05)
 
@@ -49,15 +65,28 @@ def test_rays_that_follow_another_edge_lose_their_say() -> None:
     truth, guess = Ellipse(100, 80, 40, 40, 0.0), Ellipse(101, 80, 40, 40, 0.0)
     logits = sure_logits(truth, guess)
     logits[0, :10] = np.roll(logits[0, :10], 12, axis=-1)
-    (found,) = fit([guess], logits, 0)
+    (found,) = fit([guess], all_inside(), logits, REACHES[0], DOUBTS[0])
     np.testing.assert_allclose((found.center_x, found.center_y, found.circle().radius), (100, 80, 40), atol=0.3)
 
 
 def test_nothing_seen_leaves_the_guess_where_it_is() -> None:
     guess = Ellipse(50, 60, 20, 15, 0.3)
-    (found,) = fit([guess], np.zeros((1, RAY_COUNT, STEP_COUNT), np.float32), 0)
+    (found,) = fit([guess], all_inside(), np.zeros((1, RAY_COUNT, STEP_COUNT), np.float32), REACHES[0], DOUBTS[0])
     np.testing.assert_allclose(found.bbox().as_tuple(), guess.bbox().as_tuple(), atol=0.3)
-    assert fit([], np.zeros((0, RAY_COUNT, STEP_COUNT), np.float32), 0) == []
+    assert fit([], all_inside()[:0], np.zeros((0, RAY_COUNT, STEP_COUNT), np.float32), REACHES[0], DOUBTS[0]) == []
+
+
+def test_what_is_said_of_places_beyond_the_border_does_not_move_the_rim() -> None:
+    """Half a disc is seen; what the network says of the other rays is noise, as sure as can be."""
+    truth, guess = Ellipse(0, 80, 40, 40, 0.0), Ellipse(4, 80, 37, 37, 0.0)
+    found = guess
+    for _ in range(3):
+        strips = unroll(np.zeros((160, 200, 3), np.uint8), [found], REACHES[0])
+        logits = sure_logits(truth, found)
+        is_outside = strips[..., 3] == 0
+        logits[is_outside] = np.random.default_rng(0).uniform(0, 20, is_outside.sum())
+        (found,) = fit([found], strips, logits, REACHES[0], CUT_DOUBTS)
+    np.testing.assert_allclose((found.center_x, found.center_y, found.circle().radius), (0, 80, 40), atol=0.3)
 
 
 @pytest.mark.parametrize("scale", [1, 4], ids=["as it is", "enlarged"])
