@@ -50,7 +50,8 @@ def main(
 ) -> None:
     """Train both networks from ImageNet weights, or from where the output folder's checkpoints stand; then calibrate.
 
-    Batches are made in one process more. What comes out is in OUTPUT/weights, as circles/weights holds it.
+    Batches are made in one process more, or with a GPU on all cores but one. What comes out is in OUTPUT/weights, as
+    circles/weights holds it.
     """
     torch.set_num_threads(threads or os.cpu_count() or 1)
     cv2.setNumThreads(1)

@@ -1,6 +1,7 @@
 """The loop: readable from top to bottom, and able to go on after a kill."""
 
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -61,8 +62,10 @@ def train(
         console.print(f"{folder.name}: going on at step {step} of {recipe.steps}")
 
     start, sums, count = time.monotonic(), dict[str, float](), 0
-    # Batches are made in another process, while the network computes.
-    for batch in DataLoader(task.batches, None, sampler=range(step, recipe.steps), num_workers=1, prefetch_factor=4):
+    # Batches are made in other processes while the network computes, which without a GPU takes the cores itself.
+    workers = max(1, (os.cpu_count() or 1) - 1) if device.type == "cuda" else 1
+    steps = range(step, recipe.steps)
+    for batch in DataLoader(task.batches, None, sampler=steps, num_workers=workers, prefetch_factor=4):
         task.set_training_mode(step / recipe.steps)
         losses = task.losses(batch.to(device))
         optimizer.zero_grad()
