@@ -50,11 +50,11 @@ class FewestOutstandingRouter(FIFOMixin, RequestRouter):
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_LOOK_AGAIN_S):
                         await self._may_have_room.wait()
-        counts = [self._outstanding[replica.replica_id] for replica in replicas]
+        fewest = min((self._outstanding[replica.replica_id] for replica in replicas), default=0)
         ranks: tuple[list[RunningReplica], list[RunningReplica]] = ([], [])
-        for replica, count in zip(replicas, counts, strict=True):
-            ranks[count > min(counts)].append(replica)
-        return [random.sample(rank, len(rank)) for rank in ranks]
+        for replica in random.sample(replicas, len(replicas)):
+            ranks[self._outstanding[replica.replica_id] > fewest].append(replica)
+        return list(ranks)
 
     def _replicas_with_room(self) -> list[RunningReplica]:
         """Of one that nothing was heard of for 10 s the base class asks how much it has, whatever was counted here."""
