@@ -73,6 +73,8 @@ def test_nothing_seen_leaves_the_guess_where_it_is() -> None:
     guess = Ellipse(50, 60, 20, 15, 0.3)
     (found,) = fit([guess], all_inside(), np.zeros((1, RAY_COUNT, STEP_COUNT), np.float32), REACHES[0], DOUBTS[0])
     np.testing.assert_allclose(found.bbox().as_tuple(), guess.bbox().as_tuple(), atol=0.3)
+    (found,) = fit([guess], np.zeros_like(all_inside()), sure_logits(guess, guess) + 9, REACHES[0], CUT_DOUBTS)
+    np.testing.assert_allclose(found.bbox().as_tuple(), guess.bbox().as_tuple(), atol=0.3)
     assert fit([], all_inside()[:0], np.zeros((0, RAY_COUNT, STEP_COUNT), np.float32), REACHES[0], DOUBTS[0]) == []
 
 
