@@ -99,7 +99,7 @@ class StorageUnavailableError(UnavailableError):
 
 
 class StorageMismatchError(UnavailableError):
-    """The image store has the files of a service with another database."""
+    """The image store has the files of a service with another database, or hardly any of this one's."""
 
 
 class StorageFullError(UnavailableError):

@@ -14,7 +14,7 @@ from rich.progress import track
 
 from circles.errors import CirclesError
 from circles.settings import LONGEST_RETENTION_DAYS, Settings, local_folders, why_refused
-from circles.storage import moving
+from circles.storage import checking, moving
 from circles.storage.database import Database
 from circles.storage.engine import DRIVERS, is_sqlite
 from circles.storage.images import ImageStore, open_image_store
@@ -52,7 +52,7 @@ def check_all(
 ) -> None:
     """Compare rows and bytes, both ways; fails when they do not agree."""
     with _told(), _alone(local_folders(_settings()) if fix else []), _opened(_settings()) as kept:
-        steps = moving.check(kept.database, kept.store, _settings().orphan_grace_s, reads_bytes=deep)
+        steps = checking.check(kept.database, kept.store, _settings().orphan_grace_s, reads_bytes=deep)
         *_, findings = track(steps, "checking", total=kept.database.count() + 1, console=progress)
         for record in findings.lost:
             console.print(f"image {record.image_id}: its bytes are gone", highlight=False)
@@ -61,7 +61,7 @@ def check_all(
         for key in findings.orphans:
             console.print(f"{key}: no row names these bytes", highlight=False)
         if fix and not findings.is_well:
-            moving.fix(kept.book, kept.store, findings)
+            checking.fix(kept.book, kept.store, findings)
             console.print("removed them")
         elif not findings.is_well:
             raise typer.Exit(1)

@@ -1,12 +1,10 @@
-"""Moving and mending what is kept: rows from database to database, bytes from store to store, both into a backup and
-back, and whether they agree.
+"""Moving what is kept: rows from database to database, bytes from store to store, both into a backup and back.
 
 Every step is one transaction or one write, so that work which was interrupted goes on where it was when it is started
 again. Functions yield after each step, for those who show progress.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 from circles.errors import CirclesError, NotFoundError
 from circles.storage.database import Database
@@ -19,24 +17,6 @@ _UNLIMITED = 2**62
 
 class CopyError(CirclesError):
     """Source and target do not fit together; the message names the image."""
-
-
-@dataclass
-class Findings:
-    """What is wrong with rows and bytes."""
-
-    rows: int = 0
-    lost: list[ImageRecord] = field(default_factory=list)
-    """Rows whose bytes are gone."""
-    damaged: list[ImageRecord] = field(default_factory=list)
-    """Rows whose bytes are not those that were uploaded."""
-    orphans: list[str] = field(default_factory=list)
-    """Keys of bytes that no row names."""
-
-    @property
-    def is_well(self) -> bool:
-        """Whether rows and bytes agree."""
-        return not (self.lost or self.damaged or self.orphans)
 
 
 def copy_rows(source: Database, target: Database) -> Iterator[ImageRecord]:
@@ -120,42 +100,6 @@ def restore(
         yield record
 
 
-def check(database: Database, store: ImageStore, grace_s: float, *, reads_bytes: bool) -> Iterator[Findings]:
-    """Compares rows and bytes both ways; yields the same findings after each row, and with orphans at the end.
-
-    Args:
-        grace_s: Age from which bytes without a row are orphans.
-        reads_bytes: Whether all bytes are read and compared with their hashes.
-    """
-    findings = Findings()
-    ages = dict(store.ages())
-    for record in database.walk():
-        findings.rows += 1
-        if ages.pop(record.storage_key, None) is None and _is_lost(database, store, record):
-            findings.lost.append(record)
-        elif reads_bytes and not _is_intact(store, record):
-            findings.damaged.append(record)
-        yield findings
-    # Asked again: a row may have come since its part of the table was read.
-    findings.orphans = list(database.unnamed_keys(sorted(key for key, age_s in ages.items() if age_s >= grace_s)))
-    yield findings
-
-
-def fix(book: RecordBook, store: ImageStore, findings: Findings) -> None:
-    """Removes rows whose bytes are lost or damaged, and bytes that no row names; what was uploaded again since stays.
-
-    Raises:
-        CopyError: More than half of the rows would go: then it is the store's address that is wrong.
-    """
-    broken = [*findings.lost, *findings.damaged]
-    if len(broken) > findings.rows / 2:
-        raise CopyError(f"{len(broken)} of {findings.rows} images have no bytes: is this the right store?")
-    for record in broken:
-        book.delete_upload(record)
-    for key in findings.orphans:
-        store.delete(key)
-
-
 def _adopt(source: Database, target: Database) -> None:
     if not target.adopt(source.service_id()):
         raise CopyError("the target has images of another service")
@@ -171,22 +115,6 @@ def _copy_row(record: ImageRecord, target: Database, *, replaces_uploads: bool) 
         target.replace(there, record)
     if target.find(record.image_id) != record:
         raise CopyError(f"image {record.image_id} came out otherwise")
-
-
-def _is_lost(database: Database, store: ImageStore, record: ImageRecord) -> bool:
-    """Whether it still is: it may have come, or gone, since the store was listed."""
-    try:
-        store.load(record.storage_key)
-    except NotFoundError:
-        return database.find(record.image_id) == record
-    return False
-
-
-def _is_intact(store: ImageStore, record: ImageRecord) -> bool:
-    try:
-        return image_id_of(store.load(record.storage_key)) == sha256_of(record.storage_key)
-    except NotFoundError:
-        return True  # deleted meanwhile
 
 
 def _require_intact(record: ImageRecord, image_bytes: bytes, whose: str) -> None:

@@ -21,3 +21,11 @@ def place(world: World, tmp_path: Path) -> Iterator[Place]:
 def book(place: Place) -> RecordBook:
     """What is kept there."""
     return place.open_book()
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Iterator[Place]:
+    """SQLite and a folder."""
+    place = World("local").new_place(tmp_path / "local")
+    yield place
+    place.close()

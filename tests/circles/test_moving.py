@@ -1,7 +1,5 @@
-"""Copying, backing up, checking and purging: complete, compared, and safe to interrupt."""
+"""Copying and backing up: complete, compared, and safe to interrupt."""
 
-import itertools
-import os
 import signal
 import subprocess
 import sys
@@ -13,25 +11,17 @@ from typing import Any, cast
 
 import pytest
 
-from circles.errors import NotFoundError
-from circles.storage import moving
+from circles.storage import checking, moving
 from circles.storage.database import Database
 from circles.storage.image_records import ImageRecord
 from circles.storage.images import ImageStore, new_key, open_image_store
 from circles.storage.lock import DataFolderLock
-from circles.storage.moving import CopyError, Findings
-from circles.storage.records import RecordBook, image_id_of
+from circles.storage.moving import CopyError
+from circles.storage.records import image_id_of
+from tests.circles.kept import bytes_of, contents, databases, fill, last, replace_bytes, run, stores, variables
 from tests.records import HEADER, add, found
 from tests.running import wait_until
 from tests.worlds import NAMES, Place, World
-
-
-@pytest.fixture
-def local(tmp_path: Path) -> Iterator[Place]:
-    """SQLite and a folder."""
-    place = World("local").new_place(tmp_path / "local")
-    yield place
-    place.close()
 
 
 @pytest.fixture
@@ -40,33 +30,6 @@ def place(world: World, tmp_path: Path) -> Iterator[Place]:
     place = world.new_place(tmp_path / "elsewhere")
     yield place
     place.close()
-
-
-def fill(book: RecordBook, count: int) -> list[ImageRecord]:
-    """Images of every kind."""
-    records = [
-        add(book, f"bytes {number}".encode(), found(0.9, 0.5) if number % 3 else None)[0] for number in range(count)
-    ]
-    if records:
-        book.fail(records[0], "too dark")
-    return [book.get(record.image_id) for record in records]
-
-
-def databases(*places: Place) -> list[Database]:
-    return [place.open_database() for place in places]
-
-
-def stores(*places: Place) -> list[ImageStore]:
-    return [open_image_store(place.storage_url) for place in places]
-
-
-def variables(place: Place) -> dict[str, str]:
-    return {**os.environ, "DATABASE_URL": place.database_url, "STORAGE_URL": place.storage_url, "COLUMNS": "200"}
-
-
-def run(place: Place, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "circles.storage", *arguments]
-    return subprocess.run(command, env=variables(place), capture_output=True, text=True, check=False, timeout=100)
 
 
 def test_copies_are_complete_and_serve_like_the_source(local: Place, place: Place) -> None:
@@ -110,23 +73,18 @@ def test_another_service_is_not_mixed_with(local: Place, place: Place) -> None:
 def test_damaged_bytes_are_not_copied(local: Place, place: Place) -> None:
     record, _ = add(local.open_book(), b"bytes")
     source, target = stores(local, place)
-    _replace(source, record, b"other")
+    replace_bytes(source, record, b"other")
     with pytest.raises(CopyError, match=r"the source's bytes .* are damaged"):
         list(moving.copy_bytes(iter([record]), source, target))
-    _replace(source, record, b"bytes")
+    replace_bytes(source, record, b"bytes")
     target.save(record.storage_key, b"half", HEADER.media_type)
     with pytest.raises(CopyError, match=r"the target's bytes .* are damaged"):
         list(moving.copy_bytes(iter([record]), source, target))
 
 
-def _replace(store: ImageStore, record: ImageRecord, image_bytes: bytes) -> None:
-    store.delete(record.storage_key)
-    store.save(record.storage_key, image_bytes, HEADER.media_type)
-
-
 HALTING = """
 import signal
-from circles.storage import moving
+from circles.storage import checking, moving
 from circles.storage.__main__ import cli
 def halting(copy):
     def steps(*arguments):
@@ -200,14 +158,6 @@ def test_backup_brings_everything_back(place: Place, tmp_path: Path, world: Worl
     empty.close()
 
 
-def contents(place: Place) -> list[ImageRecord]:
-    """All images, whose bytes are there, and no others'."""
-    (database,), (store,) = databases(place), stores(place)
-    records = list(database.walk())
-    assert last(moving.check(database, store, -3600, reads_bytes=True)).is_well
-    return records
-
-
 def test_later_backup_becomes_what_the_service_has_then(place: Place, tmp_path: Path, world: World) -> None:
     book = place.open_book(max_pending=100)
     kept, finished, again, deleted, twice = fill(book, 5)
@@ -231,12 +181,6 @@ def test_later_backup_becomes_what_the_service_has_then(place: Place, tmp_path: 
     assert contents(empty) == expected
     backup.close()
     empty.close()
-
-
-def bytes_of(record: ImageRecord) -> bytes:
-    """What ``fill`` made it of."""
-    candidates = (f"bytes {number}".encode() for number in itertools.count())
-    return next(candidate for candidate in candidates if image_id_of(candidate) == record.image_id)
 
 
 @pytest.fixture
@@ -331,7 +275,7 @@ def test_interrupted_anywhere_it_has_rows_with_bytes_alone_and_goes_on(
             is_done = True
         except CrashError:
             calls += 1
-        assert last(moving.check(copied_rows, copied_files, 3600, reads_bytes=True)).is_well
+        assert last(checking.check(copied_rows, copied_files, 3600, reads_bytes=True)).is_well
         assert throughout <= {record.image_id for record in copied_rows.walk()}
     assert calls > 10
     assert contents(backup) == contents(local)
@@ -355,97 +299,6 @@ def test_folder_in_use_is_not_backed_up_into(local: Place, tmp_path: Path) -> No
         assert "somebody else" in run(local, "backup", "--to", str(folder)).stderr
         lock.release()
     assert "1 images in" in run(local, "backup", "--to", str(folder)).stdout
-
-
-def test_check_finds_and_fix_removes_what_does_not_agree(place: Place) -> None:
-    book = place.open_book(max_pending=100)
-    records = fill(book, 8)
-    (database,), (store,) = databases(place), stores(place)
-    assert last(moving.check(database, store, 0, reads_bytes=True)).is_well
-    store.delete(records[1].storage_key)
-    _replace(store, records[2], b"other")
-    orphan = book.stage(image_id_of(b"orphan"), b"orphan", HEADER.media_type)
-
-    shallow = last(moving.check(database, store, -3600, reads_bytes=False))
-    assert (shallow.lost, shallow.damaged, shallow.orphans, shallow.rows) == ([records[1]], [], [orphan], 8)
-    young = last(moving.check(database, store, 3600, reads_bytes=True))
-    assert (young.lost, young.damaged, young.orphans) == ([records[1]], [records[2]], [])
-
-    moving.fix(book, store, last(moving.check(database, store, -3600, reads_bytes=True)))
-    assert last(moving.check(database, store, -3600, reads_bytes=True)).is_well
-    assert database.count() == 6
-    assert orphan not in place.stored_keys()
-
-
-def last(steps: Iterator[Findings]) -> Findings:
-    *_, findings = steps
-    return findings
-
-
-def test_fix_does_not_believe_in_a_store_that_has_next_to_nothing(place: Place) -> None:
-    book = place.open_book(max_pending=100)
-    (database,), (store,) = databases(place), stores(place)
-    for record in fill(book, 4)[:3]:
-        store.delete(record.storage_key)
-    with pytest.raises(CopyError, match=r"3 of 4 images .* is this the right store"):
-        moving.fix(book, store, last(moving.check(database, store, 0, reads_bytes=False)))
-    assert database.count() == 4
-
-
-def test_check_lists_the_store_once(local: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill(local.open_book(), 2)
-    (database,), (store,) = databases(local), stores(local)
-    listed: list[Path] = []
-    iterdir = Path.iterdir
-
-    def noted_iterdir(path: Path) -> Iterator[Path]:
-        listed.append(path)
-        return iterdir(path)
-
-    monkeypatch.setattr(Path, "iterdir", noted_iterdir)
-    assert last(moving.check(database, store, 3600, reads_bytes=True)).is_well
-    assert len(listed) == len(set(listed)) == 256
-
-
-def test_fix_spares_what_was_uploaded_again_since(place: Place) -> None:
-    book = place.open_book(max_pending=100)
-    (database,), (store,) = databases(place), stores(place)
-    lost, damaged, gone, *_ = fill(book, 8)
-    store.delete(lost.storage_key)
-    store.delete(gone.storage_key)
-    _replace(store, damaged, b"other")
-    findings = last(moving.check(database, store, 3600, reads_bytes=True))
-    for record in (lost, damaged, gone):
-        book.delete(record.image_id)
-    newer = [add(book, image_bytes, found(0.9))[0] for image_bytes in (b"bytes 0", b"bytes 1")]
-    moving.fix(book, store, findings)
-    assert [book.get(record.image_id) for record in newer] == newer
-    assert len(contents(place)) == 7
-
-
-def test_purge_spares_what_was_uploaded_again_since(place: Place) -> None:
-    """By a client, while this one and another replica go through the same list."""
-    book, other = place.open_book(max_pending=100), place.open_book(max_pending=100)
-    fill(book, 3)
-    purging = book.purge(0)
-    first = next(purging)  # the list is read by now
-    second, third = [record for record in contents(place) if record.image_id != first]
-    other.delete(second.image_id)
-    other.delete(third.image_id)
-    newer, _ = add(other, bytes_of(third), found(0.9))
-    assert list(purging) == []
-    assert contents(place) == [newer]
-    assert other.load(newer) == bytes_of(third)
-
-
-def test_purge_removes_old_images_with_their_bytes(place: Place) -> None:
-    book = place.open_book(max_pending=100)
-    records = fill(book, 5)
-    assert list(book.purge(3600)) == []
-    assert set(book.purge(-60)) == {record.image_id for record in records}
-    assert place.stored_keys() == set()
-    with pytest.raises(NotFoundError):
-        book.get(records[0].image_id)
 
 
 def test_commands_tell_what_is_wrong_in_a_sentence(local: Place, tmp_path: Path) -> None:

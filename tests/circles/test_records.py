@@ -24,6 +24,7 @@ from circles.storage.folder import FolderStore
 from circles.storage.image_records import ImageRecord
 from circles.storage.images import open_image_store
 from circles.storage.records import RecordBook, image_id_of
+from tests.circles.kept import bytes_of, contents, fill
 from tests.records import HEADER, add, found
 from tests.running import wait_until
 from tests.worlds import NAMES, Place, World
@@ -324,3 +325,28 @@ def _has(book: RecordBook, record: ImageRecord) -> bool:
         return book.load(record) == b"bytes"
     except StorageUnavailableError:
         return False
+
+
+def test_purge_spares_what_was_uploaded_again_since(place: Place) -> None:
+    """By a client, while this one and another replica go through the same list."""
+    book, other = place.open_book(max_pending=100), place.open_book(max_pending=100)
+    fill(book, 3)
+    purging = book.purge(0)
+    first = next(purging)  # the list is read by now
+    second, third = [record for record in contents(place) if record.image_id != first]
+    other.delete(second.image_id)
+    other.delete(third.image_id)
+    newer, _ = add(other, bytes_of(third), found(0.9))
+    assert list(purging) == []
+    assert contents(place) == [newer]
+    assert other.load(newer) == bytes_of(third)
+
+
+def test_purge_removes_old_images_with_their_bytes(place: Place) -> None:
+    book = place.open_book(max_pending=100)
+    records = fill(book, 5)
+    assert list(book.purge(3600)) == []
+    assert set(book.purge(-60)) == {record.image_id for record in records}
+    assert place.stored_keys() == set()
+    with pytest.raises(NotFoundError):
+        book.get(records[0].image_id)
